@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import NewType, Self
 
 from sair.errors import InvalidInput
@@ -128,7 +128,7 @@ def parse_memory(text: str, *, field: str = "memory") -> Mebibytes:
     value = parse_quantity(text, field=field)
     if not _MEBIBYTE <= value <= _MEBIBYTE * 2**30:
         raise InvalidInput(field, text, "a Kubernetes memory quantity between 1Mi and 1Pi, such as 512Mi")
-    return Mebibytes(int(-(-value // _MEBIBYTE)))
+    return Mebibytes(int((value / _MEBIBYTE).to_integral_value(rounding=ROUND_CEILING)))
 
 
 def parse_cpu(text: str, *, field: str = "cpu") -> Millicores:
@@ -140,7 +140,7 @@ def parse_cpu(text: str, *, field: str = "cpu") -> Millicores:
     milli = parse_quantity(text, field=field) * 1000
     if not 1 <= milli <= 1_000_000:
         raise InvalidInput(field, text, "a Kubernetes CPU quantity between 1m and 1000, such as 500m")
-    return Millicores(int(milli.to_integral_value(rounding="ROUND_CEILING")))
+    return Millicores(int(milli.to_integral_value(rounding=ROUND_CEILING)))
 
 
 def parse_duration(text: str, *, field: str = "duration") -> float:

@@ -101,7 +101,7 @@ def expires_within(pair: KeyPair, margin: dt.timedelta, *, now: dt.datetime) -> 
 
 
 def server_context(pair: KeyPair) -> ssl.SSLContext:
-    """Make a TLS server context, TLS 1.2 or later."""
+    """Make a TLS server context, TLS 1.2 or later. Touches files: from a coroutine call it in a thread."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     load_pair(context, pair)
@@ -109,7 +109,10 @@ def server_context(pair: KeyPair) -> ssl.SSLContext:
 
 
 def load_pair(context: ssl.SSLContext, pair: KeyPair) -> None:
-    """Put a certificate into a context; connections made from now on use it, so certificates rotate without a restart."""
+    """Put a certificate into a context; connections made from now on use it, so certificates rotate without a restart.
+
+    Touches files: from a coroutine call it in a thread.
+    """
     # ssl reads files only; the directory is private to this user and gone at once.
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = Path(folder, "tls.crt"), Path(folder, "tls.key")

@@ -1,0 +1,68 @@
+"""Settings of the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from sair.settings import load, settings
+
+__all__ = ["Enforcement", "ModelSettings", "load_model_settings"]
+
+Enforcement = Literal["json_schema", "json_object", "text"]
+
+
+@settings("SAIR_LLM_")
+class ModelSettings:
+    """How to reach the model and what it may spend. Without a base URL and without a key no model is used."""
+
+    base_url: str = ""
+    """Base URL of an OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else the OpenAI API when a key is set."""
+    api_key: str = ""
+    """Key of the endpoint; default: OPENAI_API_KEY. Never logged."""
+    model: str = "gpt-4o-mini"
+    """Name of the model."""
+    mode: Literal["menu", "free"] = "menu"
+    """menu: the model chooses a candidate or writes an action; free: it always writes an action."""
+    deadline_s: Annotated[float, Meta(gt=0, le=25)] = 12.0
+    """Longest time one decision may take, the repair included, seconds; below the 30 s interval."""
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.2
+    """Sampling temperature."""
+    max_tokens: Annotated[int, Meta(ge=64, le=4096)] = 400
+    """Longest reply, tokens."""
+    enforcement: Literal["probe", "json_schema", "json_object", "text"] = "probe"
+    """What the server makes of response_format; probe asks it at start."""
+    tokens_per_day: Annotated[int, Meta(ge=0)] = 0
+    """Budget of one pipeline, tokens a day, in and out; 0 disables."""
+    dollars_per_day: Annotated[float, Meta(ge=0)] = 0.0
+    """Budget of one pipeline, dollars a day; 0 disables."""
+    dollars_per_million_in: Annotated[float, Meta(ge=0)] = 0.15
+    """Price of a million prompt tokens."""
+    dollars_per_million_out: Annotated[float, Meta(ge=0)] = 0.60
+    """Price of a million reply tokens."""
+    breaker_failures: Annotated[int, Meta(ge=1)] = 3
+    """Failures in a row that open the circuit breaker."""
+    breaker_pause_s: Annotated[float, Meta(gt=0)] = 120.0
+    """How long an open breaker asks nothing, seconds; doubles up to an hour while the server stays bad."""
+    concurrency: Annotated[int, Meta(ge=1)] = 16
+    """Calls under way at once, over all pipelines."""
+
+    @property
+    def configured(self) -> bool:
+        """Somebody wants a model."""
+        return bool(self.base_url or self.api_key)
+
+
+def load_model_settings(environment: Mapping[str, str]) -> ModelSettings:
+    """Read the settings; OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL stand in for SAIR's own names.
+
+    Raises:
+        SettingsError: Names the variable, the value and what is allowed.
+    """
+    merged = dict(environment)
+    for own, common in (("BASE_URL", "OPENAI_BASE_URL"), ("API_KEY", "OPENAI_API_KEY"), ("MODEL", "OPENAI_MODEL")):
+        if not merged.get("SAIR_LLM_" + own) and environment.get(common):
+            merged["SAIR_LLM_" + own] = environment[common]
+    return load(ModelSettings, merged)

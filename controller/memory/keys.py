@@ -1,0 +1,62 @@
+"""The names of the keys. The braces are Redis Cluster's hash tag: all keys of one pipeline live in one slot, so they change atomically."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SCHEMA", "SCHEMA_KEY", "Keys", "pipeline_of"]
+
+SCHEMA = "1"
+"""Version of the layout; raised whenever an older program could not read what a newer one writes."""
+
+SCHEMA_KEY = "sair:schema"
+
+_PREFIX = "sair:{"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one pipeline, ``namespace/name``."""
+
+    pipeline: str
+
+    def experience(self, identifier: str) -> str:
+        """HASH of one round."""
+        return f"{_PREFIX}{self.pipeline}}}:experience:{identifier}"
+
+    @property
+    def experiences(self) -> str:
+        """ZSET of experience ids by time, seconds."""
+        return f"{_PREFIX}{self.pipeline}}}:experiences"
+
+    @property
+    def rewards(self) -> str:
+        """ZSET of experience ids by reward."""
+        return f"{_PREFIX}{self.pipeline}}}:rewards"
+
+    @property
+    def surprisals(self) -> str:
+        """ZSET of experience ids by surprisal."""
+        return f"{_PREFIX}{self.pipeline}}}:surprisals"
+
+    @property
+    def frontier(self) -> str:
+        """HASH from experience id to its point on the Pareto frontier of its load bucket."""
+        return f"{_PREFIX}{self.pipeline}}}:frontier"
+
+    @property
+    def decisions(self) -> str:
+        """STREAM of decision records, the capped journal."""
+        return f"{_PREFIX}{self.pipeline}}}:decisions"
+
+    @property
+    def controller(self) -> str:
+        """HASH of the controller's own state: ε, round, last action, what was learned."""
+        return f"{_PREFIX}{self.pipeline}}}:controller"
+
+
+def pipeline_of(key: str) -> str | None:
+    """The pipeline a key belongs to, None for any other key."""
+    if not key.startswith(_PREFIX) or "}" not in key:
+        return None
+    return key[len(_PREFIX) : key.index("}")]

@@ -1,0 +1,33 @@
+from controller.llm.breaker import Breaker, Spending
+
+
+def test_the_breaker_opens_after_so_many_failures_in_a_row() -> None:
+    breaker = Breaker(limit=3, pause_s=60)
+    breaker = breaker.failed(0).failed(1)
+    assert breaker.allows(1)
+    breaker = breaker.failed(2)
+    assert not breaker.allows(61.9)
+    assert breaker.allows(62)
+
+
+def test_a_success_in_between_starts_the_count_anew() -> None:
+    breaker = Breaker(limit=2, pause_s=60).failed(0).succeeded().failed(1)
+    assert breaker.allows(1)
+
+
+def test_the_pause_doubles_while_the_server_stays_bad_up_to_an_hour() -> None:
+    breaker, now, pauses = Breaker(limit=1, pause_s=600), 0.0, []
+    for _ in range(5):
+        breaker = breaker.failed(now)
+        pauses.append(breaker.closed_at - now)
+        now = breaker.closed_at
+    assert pauses == [600, 1200, 2400, 3600, 3600]
+
+
+def test_a_budget_is_per_day() -> None:
+    spending = Spending().add(now=10.0, tokens=900, dollars=0.1).add(now=20.0, tokens=100, dollars=0.1)
+    assert spending.exceeds(30.0, tokens_per_day=1000, dollars_per_day=0)
+    assert not spending.exceeds(30.0, tokens_per_day=1001, dollars_per_day=0)
+    assert spending.exceeds(30.0, tokens_per_day=0, dollars_per_day=0.2)
+    assert not spending.exceeds(30.0, tokens_per_day=0, dollars_per_day=0)
+    assert not spending.exceeds(86_401.0, tokens_per_day=1000, dollars_per_day=0)

@@ -1,0 +1,82 @@
+"""A model server that misbehaves on request: the ways in which OpenAI-compatible endpoints are known to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from sair.serving import new_application, serve
+
+__all__ = ["MisbehavingServer", "Reply", "enforcing", "misbehaving_server", "says"]
+
+Reply = Callable[[dict[str, Any]], "str | web.StreamResponse | float"]
+"""From the request to the text of the reply, a raw response, or seconds to be silent."""
+
+
+@dataclass
+class MisbehavingServer:
+    """What it was asked, and how it answers."""
+
+    reply: Reply
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+
+def says(text: str) -> Reply:
+    """Always the same text, whatever the schema wants."""
+    return lambda _request: text
+
+
+@contextlib.asynccontextmanager
+async def misbehaving_server(reply: Reply) -> AsyncIterator[MisbehavingServer]:
+    """Serve on loopback while the context is open."""
+    server = MisbehavingServer(reply)
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        server.requests.append(body)
+        answer = server.reply(body)
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            answer = "late"
+        if isinstance(answer, web.StreamResponse):
+            return answer
+        return web.json_response(chat_completion(answer))
+
+    app = new_application()
+    app.add_routes([web.post("/v1/chat/completions", complete)])
+    async with serve(app, host="127.0.0.1", port=0) as served:
+        server.url = f"http://127.0.0.1:{served.port}/v1"
+        yield server
+
+
+def chat_completion(text: str) -> dict[str, Any]:
+    """A well-formed reply."""
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "misbehaving",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+    }
+
+
+def enforcing(levels: set[str], refused: set[str]) -> Reply:
+    """A server that enforces some response formats, refuses others with 400, and ignores the rest."""
+
+    def reply(request: dict[str, Any]) -> str | web.StreamResponse:
+        kind = request.get("response_format", {}).get("type", "text")
+        if kind in refused:
+            return web.json_response({"error": {"message": f"{kind} is not supported"}}, status=400)
+        if kind in levels:
+            return json.dumps({"stage": "alpha"} if kind == "json_schema" else {"word": "hello"})
+        return "hello"
+
+    return reply
