@@ -121,6 +121,8 @@ class StageObservation:
     """Squared coefficient of variation of the service time; None where the stage exports none."""
     p99_s: float | None
     """P99 of the time a request spends in the stage, waiting included."""
+    mean_batch: float | None = None
+    """Mean number of tasks that were served together; None where the stage exports none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,12 +47,15 @@ def crd() -> None:
 
 def main() -> None:
     """Run the command line; an error that SAIR raised on purpose is one line on stderr and exit status 2."""
-    for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
-        command = entry.load()
+    commands = {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
+    first = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    # Only the component that is asked for is imported; --help lists all of them.
+    for name in [first] if first in commands else sorted(commands):
+        command = commands[name].load()
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=entry.name)
+            app.add_typer(command, name=name)
         else:
-            app.command(entry.name)(command)
+            app.command(name)(command)
     try:
         app()
     except SairError as error:

@@ -79,6 +79,10 @@ class InvalidInput(PermanentError):
             shown = shown[:_SHOWN_CHARACTERS] + "…"
         super().__init__(f"{field}: {shown} is not allowed; expected {allowed}")
 
+    def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str]]:
+        # Exceptions are pickled by their message alone unless told otherwise; these cross process borders.
+        return type(self), (self.field, self.value, self.allowed)
+
 
 class AnnotationError(InvalidInput):
     """A sair.dev/… annotation is malformed."""
@@ -116,7 +120,11 @@ class SchemaVersionError(PermanentError):
     def __init__(self, found: str, expected: str, remedy: str) -> None:
         self.found = found
         self.expected = expected
+        self.remedy = remedy
         super().__init__(f"sair:schema is {found!r}, this program reads {expected!r}; run: {remedy}")
+
+    def __reduce__(self) -> tuple[type[SchemaVersionError], tuple[str, str, str]]:
+        return type(self), (self.found, self.expected, self.remedy)
 
 
 class NotFound(PermanentError):

@@ -25,6 +25,11 @@ class Keys:
         return f"{_PREFIX}{self.pipeline}}}:experience:{identifier}"
 
     @property
+    def everything(self) -> str:
+        """What all keys of the pipeline begin with."""
+        return f"{_PREFIX}{self.pipeline}}}:"
+
+    @property
     def experiences(self) -> str:
         """ZSET of experience ids by time, seconds."""
         return f"{_PREFIX}{self.pipeline}}}:experiences"

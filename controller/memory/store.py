@@ -152,6 +152,14 @@ class Store:
         return Loaded(tuple(experiences), state, tuple(damaged))
 
     @_translated
+    async def forget(self, pipeline: str) -> int:
+        """Delete everything about a pipeline; gives how many keys there were."""
+        names = [key async for key in self._redis.scan_iter(match=_literal(Keys(pipeline).everything), count=1000)]
+        for start in range(0, len(names), _BATCH):
+            await self._redis.unlink(*names[start : start + _BATCH])
+        return len(names)
+
+    @_translated
     async def count(self, pipeline: str) -> int:
         """How many experiences Redis holds of a pipeline."""
         return int(await self._redis.zcard(Keys(pipeline).experiences))
@@ -217,3 +225,8 @@ class Store:
                 for identifier, point in frontier.items()
             }
             multi.hset(keys.frontier, mapping=points)
+
+
+def _literal(prefix: str) -> str:
+    """A MATCH pattern for a prefix: Redis' wildcards in it are escaped."""
+    return "".join(f"\\{c}" if c in "*?[]^\\" else c for c in prefix) + "*"

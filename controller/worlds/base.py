@@ -25,7 +25,10 @@ class Clock(Protocol):
 class World(Protocol):
     """Pipelines that can be observed and scaled."""
 
-    clock: Clock
+    @property
+    def clock(self) -> Clock:
+        """The world's time."""
+        ...
 
     async def pipelines(self) -> Sequence[PipelineView]:
         """All pipelines there are now.

@@ -104,3 +104,10 @@ async def test_the_journal_gives_the_newest_record_first(store: Store) -> None:
     for number in range(3):
         await store.append_decision(PIPELINE, {"round": str(number)})
     assert [fields["round"] for _name, fields in await store.decisions(PIPELINE, 2)] == ["2", "1"]
+
+
+async def test_a_forgotten_pipeline_leaves_nothing_and_takes_nothing_of_others_with_it(store: Store) -> None:
+    for name in ("a/x", "a/x*", "a/xy"):
+        await store.restore(name, [experience(1)], {"round": "1"}, {})
+    await store.forget("a/x*")
+    assert await store.pipelines() == ("a/x", "a/xy")

@@ -1,0 +1,87 @@
+"""Analogues: what arrivals did in the two minutes after situations like this one. They may add to a plan, never take away."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from controller.peak import Peaks
+
+__all__ = ["AHEAD_S", "Analogues", "expected_growth", "remember"]
+
+AHEAD_S: Final = 120.0
+_KEPT: Final = 512
+_BANDWIDTH: Final = 0.12
+_SUPPORT_LEAST: Final = 1.5
+_SHARE: Final = 0.5
+"""Share of the analogues' weight that must have grown at least that much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analogues:
+    """Past moments: when, what they looked like, the rate, and by which factor arrivals had grown at most 2 minutes later."""
+
+    times_s: tuple[float, ...] = ()
+    signatures: tuple[tuple[float, float, float], ...] = ()
+    rates: tuple[float, ...] = ()
+    growths: tuple[float, ...] = ()
+
+
+def signature(peaks: Peaks, rate: float, slope: float, now: float) -> tuple[float, float, float]:
+    """What a moment looks like, each part in about [0, 1].
+
+    Rate against the slow mean, relative slope, and how much of the usual gap between bursts has passed.
+    """
+    level = math.log2(max(rate, 1e-3) / max(peaks.base, 1e-3)) / 4.0 + 0.5
+    tilt = 0.5 + 10.0 * slope / max(rate, 1e-3)
+    phase = 0.0
+    if peaks.gaps and peaks.burst_s is not None:
+        gap = float(np.median(peaks.gaps))
+        phase = (now - peaks.burst_s) / max(gap, 1.0)
+    return _bounded(level), _bounded(tilt), min(2.0, phase)
+
+
+def _bounded(value: float) -> float:
+    return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.5
+
+
+def remember(analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak: float, now: float) -> Analogues:
+    """Append this moment, and tell the moments of the last two minutes how far arrivals have grown since.
+
+    ``peak`` is the round's peak without what chance adds to it: ``peaks.recent`` has it.
+    """
+    if not math.isfinite(rate) or rate <= 0:
+        return analogues
+    growths = tuple(
+        max(growth, peak / then) if 0 < now - at <= AHEAD_S else growth
+        for at, then, growth in zip(analogues.times_s, analogues.rates, analogues.growths, strict=True)
+    )
+    return replace(
+        analogues,
+        times_s=(*analogues.times_s, now)[-_KEPT:],
+        signatures=(*analogues.signatures, signature(peaks, rate, slope, now))[-_KEPT:],
+        rates=(*analogues.rates, rate)[-_KEPT:],
+        growths=(*growths, 1.0)[-_KEPT:],
+    )
+
+
+def expected_growth(analogues: Analogues, peaks: Peaks, rate: float, slope: float, now: float) -> float:
+    """The factor by which at least half of the analogues' weight had grown two minutes later; 1 without enough of them.
+
+    Moments younger than two minutes have no outcome yet and do not count.
+    """
+    done = sum(now - at > AHEAD_S for at in analogues.times_s)
+    if done < 2 or not rate > 0:
+        return 1.0
+    past = np.array(analogues.signatures[:done])
+    growth = np.array(analogues.growths[:done])
+    here = np.array(signature(peaks, rate, slope, now))
+    weight = np.exp(-((past - here) ** 2).sum(axis=1) / (2.0 * _BANDWIDTH**2))
+    if weight.sum() < _SUPPORT_LEAST:
+        return 1.0
+    order = np.argsort(-growth)
+    reached = np.cumsum(weight[order]) >= _SHARE * weight.sum()
+    return max(1.0, float(growth[order][int(np.argmax(reached))]))

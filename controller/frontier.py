@@ -1,0 +1,131 @@
+"""Pareto frontiers of (latency ratio, cost ratio): dominance, distance, hypervolume contribution; one per bucket of load."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from controller.experience import Outcome
+
+__all__ = ["GLOBAL", "REFERENCE", "Frontier", "Frontiers", "Point", "dominates", "load_bucket", "point_of"]
+
+Point = tuple[float, float]
+"""(ℓ, c): P99/SLO and cost/budget; less is better in both."""
+
+REFERENCE: Final[Point] = (1.1, 1.1)
+"""Reference point of hypervolumes, in the scaled space (min(ℓ, 2)/2, c)."""
+
+GLOBAL: Final = -1_000_000
+"""Key of the frontier over all loads."""
+
+_BUCKET_RATIO: Final = 1.5
+"""Neighbouring buckets of the arrival rate differ by this factor."""
+
+
+def point_of(outcome: Outcome) -> Point:
+    """(ℓ, c) of an outcome."""
+    return outcome.latency_ratio, outcome.cost_ratio
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """Whether a is at least as good in both and better in one."""
+    return a[0] <= b[0] and a[1] <= b[1] and a != b
+
+
+def load_bucket(arrivals_per_s: float) -> int:
+    """Bucket of an arrival rate: ⌊log(1 + λ)/log 1.5⌋; rates that differ by less than 50 % share one or sit in neighbours."""
+    if not arrivals_per_s > 0 or not math.isfinite(arrivals_per_s):
+        return 0
+    return math.floor(math.log1p(arrivals_per_s) / math.log(_BUCKET_RATIO))
+
+
+def _scaled(point: Point) -> Point:
+    return min(point[0], 2.0) / 2.0, point[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Mutually non-dominated points, ascending in ℓ and therefore descending in c; no point occurs twice."""
+
+    points: tuple[Point, ...] = ()
+
+    @classmethod
+    def of(cls, points: Iterable[Point]) -> Frontier:
+        """The non-dominated points among ``points``; those that are not finite are left out."""
+        kept: list[Point] = []
+        for point in sorted(set(points)):
+            if math.isfinite(point[0]) and math.isfinite(point[1]) and (not kept or point[1] < kept[-1][1]):
+                kept.append(point)
+        return cls(tuple(kept))
+
+    def add(self, point: Point) -> Frontier:
+        """The frontier with one more outcome; itself if the point is dominated, already there, or not finite."""
+        if point in self.points or not self.accepts(point) or not all(map(math.isfinite, point)):
+            return self
+        return Frontier(tuple(sorted([*(each for each in self.points if not dominates(point, each)), point])))
+
+    def accepts(self, point: Point) -> bool:
+        """Whether no point of the frontier dominates ``point``; a point equal to one of them is accepted."""
+        place = bisect.bisect_right(self.points, (point[0], math.inf))
+        if place == 0:
+            return True
+        best = self.points[place - 1]
+        return best[1] > point[1] or best == point
+
+    def distance(self, point: Point, kind: str = "igd+") -> float:
+        """How far behind the frontier a point lies, in the scaled space (min(ℓ, 2)/2, c); 0 for an empty frontier.
+
+        ``igd+``: d⁺(y) = min over f of ‖max(y − f, 0)‖ (Ishibuchi et al. 2015): never mis-orders two dominated points.
+        ``euclidean``: min over f of ‖y − f‖.
+        """
+        if not self.points:
+            return 0.0
+        x, y = _scaled(point)
+        best = math.inf
+        for each in self.points:
+            fx, fy = _scaled(each)
+            dx, dy = x - fx, y - fy
+            if kind == "igd+":
+                dx, dy = max(dx, 0.0), max(dy, 0.0)
+            best = min(best, math.hypot(dx, dy))
+        return best
+
+    def contribution(self, point: Point) -> float:
+        """Hypervolume that only ``point`` covers: HV(F ∪ {y}) − HV(F \\ {y}) against the reference point (1.1, 1.1).
+
+        Both in the scaled space (min(ℓ, 2)/2, c). 0 for a dominated point and beyond the reference point.
+        """
+        if not self.accepts(point):
+            return 0.0
+        x, y = _scaled(point)
+        area, ceiling = 0.0, REFERENCE[1]
+        left = x
+        # The region right of x and above y, minus what points further right and lower in cost cover of it.
+        for fx, fy in (_scaled(each) for each in self.points if each != point):
+            if fx <= x:
+                ceiling = min(ceiling, fy)
+                continue
+            if fx >= REFERENCE[0]:
+                break
+            area += max(0.0, fx - left) * max(0.0, ceiling - y)
+            left, ceiling = fx, min(ceiling, fy)
+        return area + max(0.0, REFERENCE[0] - left) * max(0.0, ceiling - y)
+
+
+@dataclass(frozen=True, slots=True)
+class Frontiers:
+    """The frontiers of one pipeline: one per load bucket, and one over all loads under ``GLOBAL``."""
+
+    by_bucket: dict[int, Frontier]
+
+    def at(self, bucket: int) -> Frontier:
+        """The frontier of a bucket, empty if nothing was seen there."""
+        return self.by_bucket.get(bucket, Frontier())
+
+    def add(self, bucket: int, point: Point) -> Frontiers:
+        """With one more outcome, in its bucket's frontier and in the global one."""
+        changed = {key: self.at(key).add(point) for key in (bucket, GLOBAL)}
+        return Frontiers({**self.by_bucket, **changed})

@@ -1,0 +1,233 @@
+"""Online fit of a stage's service-time curve and variance to what is observed; forgetting, but only where there is news."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from controller.model import Array, ServiceCurve
+from controller.state import StageObservation
+
+__all__ = ["PRIOR_SCV", "StageFit", "fit_stage", "fitted_curve", "given_fit", "service_time_error"]
+
+PRIOR_SCV: Final = 1.0
+"""Squared coefficient of variation before anything is measured: exponential service, a cautious guess."""
+
+# Per request: fixed, CPU, GPU; per batch: fixed, GPU. Shares of the first service time, taken as if it were a batch of one
+# (measured laws: f = 0.10-0.43 on CPU, GPU nearly in proportion to 1/ρ), and their standard deviations.
+_GPU_SHARES: Final = (0.05, 0.05, 0.45, 0.05, 0.40)
+_GPU_DEVIATION: Final = (0.10, 0.05, 0.20, 0.10, 0.20)
+_GPU_SINGLE_SHARES: Final = (0.10, 0.05, 0.85, 0.0, 0.0)
+_GPU_SINGLE_DEVIATION: Final = (0.15, 0.08, 0.20, 1e-6, 1e-6)
+_CPU_SHARES: Final = (0.25, 0.75, 0.0, 0.0, 0.0)
+_CPU_DEVIATION: Final = (0.20, 0.20, 1e-6, 0.05, 1e-6)
+_PARTS: Final = 5
+_GIVEN_DEVIATION: Final = 0.25
+"""Relative standard deviation of each part of a prior that somebody gave."""
+
+_MODEL_ERROR: Final = 0.03
+"""Relative error of a window's mean that more requests do not average out."""
+
+_SCV_MAX: Final = 25.0
+_SAMPLES_LEAST: Final = 5.0
+_PRIOR_SAMPLES: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageFit:
+    """Bayesian linear regression of S(n, cores, ρ) = θ · (n, n/cores, n/ρ, 1, 1/ρ), as plain numbers.
+
+    ``scale_s`` is the unit: parameters are relative to it. ``information`` is the precision matrix, row by row.
+    """
+
+    scale_s: float
+    uses_gpu: bool
+    theta: tuple[float, ...]
+    information: tuple[float, ...]
+    scv: float = PRIOR_SCV
+    scv_weight: float = 0.0
+    updated_s: float = 0.0
+    observations: int = 0
+    batch_max: float = 1.0
+    """Largest batch that is believed in: twice the largest mean one seen, or what was seen when the stage was saturated."""
+    batch_known: bool = False
+    """The stage was seen saturated."""
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance of the parameters in units of ``scale_s``²."""
+        return _inverse(self.information)
+
+
+@lru_cache(maxsize=8192)
+def _inverse(information: tuple[float, ...]) -> Array:
+    """A menu asks for the covariance of one fit hundreds of times."""
+    return np.asarray(np.linalg.inv(np.array(information).reshape(_PARTS, _PARTS)))
+
+
+def _shape(stage: StageObservation) -> tuple[float, float, float] | None:
+    """Cores, share and batch that the replicas really had; None if the stage has no usable measurement."""
+    rate = stage.granted or stage.allocation.gpu_rate
+    service, batch = stage.service_s, stage.mean_batch
+    if service is None or not math.isfinite(service) or not 1e-6 < service < 1e4 or stage.allocation.cpu <= 0:
+        return None
+    if batch is None or not 1.0 <= batch <= 1e4:
+        batch = 1.0
+    return stage.allocation.cpu / 1000.0, rate.fraction if rate else 1.0, batch
+
+
+def _features(cores: Array | float, rate: Array | float, batch: Array | float, uses_gpu: bool) -> Array:
+    """(n, n/cores, n/ρ, 1, 1/ρ) along the last axis."""
+    cores, rate, batch = np.asarray(cores), np.asarray(rate), np.asarray(batch)
+    phi = np.empty((*np.broadcast_shapes(cores.shape, rate.shape, batch.shape), _PARTS))
+    share = 1.0 / rate if uses_gpu else np.zeros(rate.shape)
+    phi[..., 0], phi[..., 1], phi[..., 2], phi[..., 3], phi[..., 4] = batch, batch / cores, batch * share, 1.0, share
+    return phi
+
+
+def _begin(stage: StageObservation, cores: float, rate: float, batch: float, service_s: float, now: float) -> StageFit:
+    uses_gpu = stage.allocation.gpu_rate is not None
+    if not uses_gpu:
+        shares, deviation = np.array(_CPU_SHARES), np.array(_CPU_DEVIATION)
+    elif stage.mean_batch is None:
+        shares, deviation = np.array(_GPU_SINGLE_SHARES), np.array(_GPU_SINGLE_DEVIATION)
+    else:
+        shares, deviation = np.array(_GPU_SHARES), np.array(_GPU_DEVIATION)
+    # The split is of a single request's time at this allocation; parameters are what it would be at one core and a whole card.
+    single = service_s * batch / float(shares[:3].sum() * batch + shares[3:].sum())
+    lever = np.array([1.0, cores, rate, 1.0, rate])
+    information = np.diag(1.0 / (deviation * lever) ** 2)
+    return StageFit(single, uses_gpu, _numbers(shares * lever), _numbers(information), updated_s=now)
+
+
+def given_fit(curve: ServiceCurve, uses_gpu: bool) -> StageFit:
+    """A fit that begins with somebody's belief instead of with the first measurement."""
+    theta = np.array([curve.fixed_s, curve.cpu_s, curve.gpu_s, curve.setup_s, curve.setup_gpu_s])
+    scale = max(float(theta.sum()), 1e-6)
+    deviation = np.maximum(_GIVEN_DEVIATION * theta / scale, 1e-3)
+    fit = StageFit(scale, uses_gpu, _numbers(theta / scale), _numbers(np.diag(deviation**-2.0)), scv=curve.scv)
+    return replace(fit, scv_weight=5 * _PRIOR_SAMPLES, batch_max=curve.batch_max)
+
+
+def _numbers(values: Array) -> tuple[float, ...]:
+    return tuple(map(float, values.ravel()))
+
+
+def fit_stage(
+    fit: StageFit | None,
+    stage: StageObservation,
+    *,
+    window_s: float,
+    now: float,
+    half_life_s: float,
+    learn: bool = True,
+) -> StageFit | None:
+    """Fold one observation window into a stage's fit.
+
+    Recursive least squares with directional forgetting (Cao and Schwartz 2000): information fades only along the direction
+    that is measured anew, so the split into fixed, CPU and GPU parts survives long spells at one allocation.
+
+    Args:
+        fit: What is known so far; None before the first measurement.
+        stage: The window.
+        window_s: Its length, seconds.
+        now: World time, seconds.
+        half_life_s: After how long a measurement weighs half.
+        learn: False keeps the prior as the first measurement scaled it.
+
+    Returns:
+        The new fit; the old one if the window has no usable measurement.
+    """
+    shape = _shape(stage)
+    if shape is None or stage.service_s is None:
+        return fit
+    cores, rate, batch = shape
+    if fit is None:
+        fit = _begin(stage, cores, rate, batch, stage.service_s, now)
+    elif not learn:
+        return fit
+    samples = _SAMPLES_LEAST
+    if math.isfinite(stage.departures_per_s):
+        samples = max(samples, stage.departures_per_s * window_s / batch)
+    keep = 0.5 ** (max(0.0, now - fit.updated_s) / half_life_s)
+    measured = stage.service_s * batch / fit.scale_s
+    phi = _features(cores, rate, batch, fit.uses_gpu)
+    precision = 1.0 / (measured**2 * (fit.scv / samples + _MODEL_ERROR**2))
+    information = np.array(fit.information).reshape(_PARTS, _PARTS)
+    leverage = information @ phi
+    total = float(phi @ leverage)
+    if total > 0:
+        information = information - (1.0 - keep) * np.outer(leverage, leverage) / total
+    theta = np.array(fit.theta)
+    before = information
+    information = information + precision * np.outer(phi, phi)
+    theta = np.linalg.solve(information, before @ theta + precision * phi * measured)
+    full, known = _full_batch(fit, stage, batch)
+    fit = replace(
+        fit,
+        theta=_numbers(_nonnegative(theta, information, phi, measured)),
+        information=_numbers(information),
+        updated_s=now,
+        observations=fit.observations + 1,
+        batch_max=full,
+        batch_known=known,
+    )
+    return _fold_variance(fit, stage.service_scv, samples, keep) if learn else fit
+
+
+def _full_batch(fit: StageFit, stage: StageObservation, batch: float) -> tuple[float, bool]:
+    """What to believe of the largest batch after a window, and whether it is known."""
+    if stage.mean_batch is None:
+        return fit.batch_max, fit.batch_known
+    if stage.queue_depth > 2.0 * stage.ready * batch and stage.queue_slope >= 0 and stage.ready > 0:
+        return float(max(1, round(batch))), True
+    if fit.batch_known:
+        return max(fit.batch_max, float(math.ceil(batch))), True
+    return max(fit.batch_max, float(math.ceil(2.0 * batch)) if batch > 1.05 else 1.0), False
+
+
+def _nonnegative(theta: Array, information: Array, phi: Array, measured: float) -> Array:
+    """The nearest θ ≥ 0 in the metric of the information matrix, by clamping one negative parameter after another."""
+    free = list(range(_PARTS))
+    for _ in range(_PARTS - 1):
+        worst = min(free, key=lambda index: theta[index])
+        if theta[worst] >= 0.0:
+            return theta
+        free.remove(worst)
+        inner = information[np.ix_(free, free)]
+        target = (information @ theta)[free]
+        fresh = np.zeros(_PARTS)
+        fresh[free] = np.linalg.solve(inner, target)
+        theta = fresh
+    theta = np.maximum(theta, 0.0)
+    predicted = float(phi @ theta)
+    return theta if predicted > 0.0 else np.array([measured / phi[0], 0.0, 0.0, 0.0, 0.0])
+
+
+def _fold_variance(fit: StageFit, scv: float | None, samples: float, keep: float) -> StageFit:
+    """Decayed mean of the measured variance over samples, with the prior worth 20 of them."""
+    if scv is None or not math.isfinite(scv) or scv < 0:
+        return fit
+    measured = (fit.scv * (_PRIOR_SAMPLES + fit.scv_weight) - PRIOR_SCV * _PRIOR_SAMPLES) * keep
+    weight = fit.scv_weight * keep + samples
+    total = PRIOR_SCV * _PRIOR_SAMPLES + measured + min(scv, _SCV_MAX) * samples
+    return replace(fit, scv=max(0.0, total / (_PRIOR_SAMPLES + weight)), scv_weight=min(weight, 1e6))
+
+
+def fitted_curve(fit: StageFit) -> ServiceCurve:
+    """The fitted curve in seconds."""
+    fixed, cpu, gpu, setup, setup_gpu = (value * fit.scale_s for value in fit.theta)
+    if not fit.uses_gpu:
+        gpu = setup_gpu = 0.0
+    return ServiceCurve(fixed, cpu, gpu, fit.scv, setup, setup_gpu, fit.batch_max)
+
+
+def service_time_error(fit: StageFit, cores: Array | float, rate: Array | float, batch: Array | float = 1.0) -> Array:
+    """Relative standard deviation of the fitted mean service time at other allocations: √(φᵀ Σ φ) / φᵀθ."""
+    phi = _features(cores, rate, batch, fit.uses_gpu)
+    variance = ((phi @ fit.covariance) * phi).sum(axis=-1)
+    return np.asarray(np.sqrt(np.maximum(variance, 0.0)) / np.maximum(phi @ np.array(fit.theta), 1e-12))

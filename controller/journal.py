@@ -1,0 +1,139 @@
+"""One record per round: what was seen, offered, wished, let through, granted and how it ended. Flat text fields, JSON where nested."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from controller.decision import Decision
+from controller.experience import Experience
+from controller.llm.policy import Trace
+from controller.menu import Menu
+from controller.state import Action, KnobOutcome, Observation, PipelineView
+
+__all__ = ["RoundReport", "concluded_record", "decision_record", "outcome_record"]
+
+_MAX_REPLY = 4000
+
+
+@dataclass(slots=True)
+class RoundReport:
+    """Everything about one round, for the journal, the status of the Pipeline and the live view."""
+
+    view: PipelineView
+    round: int
+    time_s: float
+    observation: Observation | None = None
+    experience: Experience | None = None
+    """Of the round before, which this round's observation concluded."""
+    menu: Menu | None = None
+    decision: Decision | None = None
+    outcomes: Sequence[KnobOutcome] = ()
+    trace: Trace | None = None
+    """None if no language model was asked."""
+    fallback: str = ""
+    """Why the language model did not decide."""
+    problem: str = ""
+    """Why there was no decision."""
+    reflexes: list[tuple[float, Action]] = field(default_factory=list)
+    """What the reflex did since the round before, with its time."""
+
+    @property
+    def limited(self) -> str:
+        """Which wishes were not granted in full, in words."""
+        return "; ".join(f"{o.stage} {o.knob}: {o.reason}" for o in self.outcomes if o.granted != o.wished)
+
+
+def decision_record(report: RoundReport) -> dict[str, str]:
+    """What is written before the action is applied, so that a new leader knows what its predecessor was about to do."""
+    record = _common(report, "decision")
+    decision, menu = report.decision, report.menu
+    if report.observation is not None:
+        record["observation_json"] = _json(report.observation)
+    if menu is not None:
+        record["retrieved_json"] = _json(
+            [{"id": r.experience.id, "score": r.score, "similarity": r.similarity} for r in menu.recollections]
+        )
+        record["menu_json"] = _json(
+            [{"action": str(c.action), "origin": c.origin, "digest": c.digest} for c in menu.candidates]
+        )
+    if decision is not None:
+        record |= {
+            "policy": decision.policy,
+            "wished": str(decision.wished),
+            "action": str(decision.action),
+            "before_json": _json(_plain(decision.before)),
+            "after_json": _json(_plain(decision.after)),
+            "verdicts_json": _json(decision.verdicts),
+            "reason": decision.reason,
+            "bottleneck": decision.bottleneck or "",
+            "epsilon": f"{decision.epsilon:.4f}",
+            "predicted_p99_s": "" if decision.predicted_p99_s is None else f"{decision.predicted_p99_s:.4f}",
+            "predicted_reward": "" if decision.predicted_reward is None else f"{decision.predicted_reward:.4f}",
+        }
+    if report.trace is not None:
+        record |= {
+            "model": report.trace.model,
+            "prompt_sha256": report.trace.prompt_hash,
+            "reply": "\n---\n".join(report.trace.replies)[:_MAX_REPLY],
+            "tokens": str(report.trace.tokens_in + report.trace.tokens_out),
+            "model_seconds": f"{report.trace.duration_s:.3f}",
+        }
+    if report.fallback:
+        record["fallback"] = report.fallback
+    if report.problem:
+        record["problem"] = report.problem
+    if report.reflexes:
+        record["reflex_json"] = _json([{"time_s": time_s, "action": str(action)} for time_s, action in report.reflexes])
+    return record
+
+
+def outcome_record(report: RoundReport) -> dict[str, str]:
+    """What is written once the world has answered; names each wish that was not granted in full."""
+    record = _common(report, "applied")
+    record["outcomes_json"] = _json(list(report.outcomes))
+    if report.limited:
+        record["limited"] = report.limited
+    return record
+
+
+def concluded_record(experience: Experience) -> dict[str, str]:
+    """How an earlier round ended."""
+    reward = experience.reward
+    return {
+        "kind": "concluded",
+        "round": str(experience.round),
+        "experience": experience.id,
+        "action": str(experience.action),
+        "latency_ratio": f"{experience.outcome.latency_ratio:.4f}",
+        "cost_ratio": f"{experience.outcome.cost_ratio:.4f}",
+        "miss_ratio": f"{experience.outcome.miss_ratio:.4f}",
+        "reward": f"{reward.total:.4f}",
+        "reward_json": _json(reward),
+        "surprisal": f"{experience.surprisal:.4f}",
+    }
+
+
+def _common(report: RoundReport, kind: str) -> dict[str, str]:
+    time = dt.datetime.fromtimestamp(report.time_s, dt.UTC).isoformat(timespec="milliseconds")
+    return {"kind": kind, "round": str(report.round), "time": time, "time_s": repr(report.time_s)}
+
+
+def _plain(allocations: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {
+            "replicas": a.replicas,
+            "cpu_m": a.cpu,
+            "memory_mi": a.memory,
+            "gpu_milli": a.gpu_rate.milli if a.gpu_rate else None,
+        }
+        for name, a in allocations.items()
+    }
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

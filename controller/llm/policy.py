@@ -1,0 +1,137 @@
+"""The language model as a proposer: asks once, repairs once, within a deadline and a budget; otherwise somebody else decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controller.decision import Proposal
+from controller.knowledge import Knowledge
+from controller.llm.breaker import Breaker, Spending
+from controller.llm.client import Completion, ModelClient
+from controller.llm.prompt import Question, ask, repair
+from controller.llm.reply import Answer, read
+from controller.llm.settings import ModelSettings
+from controller.menu import Menu
+from controller.state import Action
+from sair.errors import ModelUnavailable, WireError
+
+__all__ = ["LlmPolicy", "Trace"]
+
+Judge = Callable[[Action], str | None]
+"""Why the guardrails refuse an action as a whole, None if they do not."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What the journal keeps of a model's part in a round."""
+
+    model: str = ""
+    prompt_hash: str = ""
+    replies: list[str] = field(default_factory=list)
+    problem: str = ""
+    rationale: str = ""
+    bottleneck: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float = 0.0
+    duration_s: float = 0.0
+
+
+class LlmPolicy:
+    """Proposes what the model wants.
+
+    Args:
+        client: The model's server.
+        settings: Deadline, budget and breaker.
+        clock: Real seconds; deadlines and pauses are real even where the world is simulated.
+    """
+
+    def __init__(self, client: ModelClient, settings: ModelSettings, *, clock: Callable[[], float] = time.time) -> None:
+        self._client = client
+        self._settings = settings
+        self._clock = clock
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s)
+        self._spending: dict[str, Spending] = {}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def propose(
+        self, knowledge: Knowledge, menu: Menu, judge: Judge, rng: np.random.Generator, trace: Trace
+    ) -> Proposal:
+        """Ask the model about this round.
+
+        Args:
+            knowledge: Of the pipeline.
+            menu: Of the round.
+            judge: The guardrails' word on an action; a refusal costs the one repair.
+            rng: Shuffles the menu.
+            trace: Filled in with what happened, also when this raises.
+
+        Raises:
+            ModelUnavailable: If the model gave no usable answer, whatever the reason.
+        """
+        now = self._clock()
+        spending = self._spending.setdefault(knowledge.pipeline, Spending())
+        if spending.exceeds(now, self._settings.tokens_per_day, self._settings.dollars_per_day):
+            raise self._failed(trace, "today's budget of this pipeline is used up")
+        if not self._breaker.allows(now):
+            raise self._failed(trace, f"the circuit breaker is open for another {self._breaker.closed_at - now:.0f} s")
+        question = ask(knowledge, menu, self._settings.mode, rng)
+        trace.prompt_hash = question.digest
+        deadline = now + self._settings.deadline_s
+        problem = ""
+        for attempt in range(2):
+            try:
+                answer = await self._answer(
+                    repair(question, problem) if attempt else question, knowledge, menu, deadline, trace
+                )
+            except ModelUnavailable as error:
+                self._breaker = self._breaker.failed(self._clock())
+                raise self._failed(trace, str(error)) from error
+            except WireError as error:
+                problem = str(error)
+                continue
+            refusal = judge(answer.action)
+            if refusal is None:
+                self._breaker = self._breaker.succeeded()
+                trace.rationale, trace.bottleneck = answer.rationale, answer.bottleneck
+                return Proposal(answer.action, "llm", answer.rationale, answer.candidate)
+            problem = refusal
+        self._breaker = self._breaker.failed(self._clock())
+        raise self._failed(trace, f"no usable answer after one repair: {problem}")
+
+    async def _answer(
+        self, question: Question, knowledge: Knowledge, menu: Menu, deadline: float, trace: Trace
+    ) -> Answer:
+        left = deadline - self._clock()
+        if left <= 0:
+            raise ModelUnavailable(f"no time was left of the deadline of {self._settings.deadline_s:g} s")
+        completion = await self._client.complete(question.messages, question.schema, left)
+        self._count(completion, knowledge.pipeline, trace)
+        return read(completion.text, question, menu)
+
+    def _count(self, completion: Completion, pipeline: str, trace: Trace) -> None:
+        settings = self._settings
+        dollars = (
+            completion.tokens_in * settings.dollars_per_million_in
+            + completion.tokens_out * settings.dollars_per_million_out
+        ) / 1e6
+        tokens = completion.tokens_in + completion.tokens_out
+        self._spending[pipeline] = self._spending[pipeline].add(self._clock(), tokens, dollars)
+        trace.model = completion.model
+        trace.replies.append(completion.text)
+        trace.tokens_in += completion.tokens_in
+        trace.tokens_out += completion.tokens_out
+        trace.dollars += dollars
+        trace.duration_s += completion.duration_s
+
+    @staticmethod
+    def _failed(trace: Trace, problem: str) -> ModelUnavailable:
+        trace.problem = problem
+        return ModelUnavailable(problem)

@@ -1,0 +1,195 @@
+"""What the model is asked: numbers and opaque stage ids only. No label, no pod name, no log line, no earlier text of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from controller.frontier import load_bucket
+from controller.knowledge import Knowledge
+from controller.menu import Candidate, Menu
+from controller.retrieval import Recollection
+from controller.state import CPU_STEP, GPU_STEP_MILLI, MEMORY_STEP, Action, PipelineView, StageDelta
+
+__all__ = ["Question", "ask", "repair", "schema_of"]
+
+Mode = Literal["menu", "free"]
+
+_SYSTEM: Final = """\
+You are the scaling controller of a multi-stage inference pipeline on shared GPUs. Once every 30 seconds you take one scaling action.
+Goals, in this order: keep the end-to-end P99 latency below the SLO; spend as little as possible; act before a bottleneck forms.
+Facts:
+- rho is the share of one GPU that each replica of a GPU stage gets. Raising rho or cpu takes effect in about a second; a new replica \
+takes seconds on CPU stages and up to minutes on GPU stages. So keep cheap replicas at a low rho as a reserve and raise rho when load comes.
+- The stage with the highest utilisation is usually the bottleneck; adding capacity elsewhere helps little.
+- Never scale down while P99 is above the SLO or a queue grows.
+- A reward close to or above 1 minus the cost term is good; larger is better.
+Answer with one JSON object that fits the schema, and nothing else.
+"""
+
+_MENU_TASK: Final = 'Choose the candidate with the best trade-off. "choice" is its number.\n'
+_FREE_TASK: Final = (
+    "Write your own action: for each stage the change of each knob, 0 to leave it alone. "
+    "At most two stages may change, at most one downwards.\n"
+)
+_REPLICAS: Final = (-1, 0, 1, 2)
+_SHARE_STEPS: Final = tuple(step * GPU_STEP_MILLI for step in (-2, -1, 0, 1, 2))
+_CPU_STEPS: Final = (-CPU_STEP, 0, CPU_STEP)
+_MEMORY_STEPS: Final = (-MEMORY_STEP, 0, MEMORY_STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is sent, and what is needed to read the answer."""
+
+    messages: tuple[Mapping[str, str], ...]
+    schema: Mapping[str, Any]
+    mode: Mode
+    stages: tuple[str, ...]
+    """Stage names; the model knows them as s1, s2, …"""
+    order: tuple[int, ...]
+    """Number of the menu's candidate behind each choice; choice 1 is the first."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the messages, 16 hexadecimal digits, for the journal."""
+        return hashlib.sha256(json.dumps([dict(m) for m in self.messages]).encode()).hexdigest()[:16]
+
+
+def ask(knowledge: Knowledge, menu: Menu, mode: Mode, rng: np.random.Generator) -> Question:
+    """Put the question of this round.
+
+    Args:
+        knowledge: For the frontier.
+        menu: Candidates, experiences and the situation.
+        mode: Whether the model chooses from the menu or writes an action.
+        rng: Shuffles the menu, because weak models prefer what stands first.
+    """
+    view = menu.case.situation.view
+    stages = tuple(stage.name for stage in view.stages)
+    ids = {name: f"s{number}" for number, name in enumerate(stages, 1)}
+    order = tuple(int(number) for number in rng.permutation(len(menu.candidates)))
+    parts = [
+        _state(menu, ids),
+        _frontier(knowledge, menu),
+        _experiences(menu.recollections, ids),
+        _candidates([menu[number] for number in order], ids) if mode == "menu" else "",
+        _MENU_TASK if mode == "menu" else _FREE_TASK,
+    ]
+    messages = (
+        {"role": "system", "content": _SYSTEM + _topology(view, ids)},
+        {"role": "user", "content": "\n".join(filter(None, parts))},
+    )
+    return Question(messages, schema_of(mode, view, len(order)), mode, stages, order)
+
+
+def repair(question: Question, problem: str) -> Question:
+    """Ask once more after an answer that could not be used. The answer itself is not repeated to the model.
+
+    Args:
+        question: As it was asked.
+        problem: Our own words; never text of the model.
+    """
+    again = {
+        "role": "user",
+        "content": f"Your answer could not be used: {problem}. Answer again with one JSON object that fits the schema.",
+    }
+    return Question((*question.messages, again), question.schema, question.mode, question.stages, question.order)
+
+
+def schema_of(mode: Mode, view: PipelineView, candidates: int) -> dict[str, Any]:
+    """JSON schema of the reply: flat, enumerated, everything required."""
+    ids = [f"s{number}" for number in range(1, len(view.stages) + 1)]
+    properties: dict[str, Any] = {}
+    if mode == "menu":
+        properties["choice"] = {"type": "integer", "enum": list(range(1, candidates + 1))}
+    else:
+        for identifier, stage in zip(ids, view.stages, strict=True):
+            properties[f"{identifier}_replicas"] = {"type": "integer", "enum": list(_REPLICAS)}
+            properties[f"{identifier}_cpu_millicores"] = {"type": "integer", "enum": list(_CPU_STEPS)}
+            properties[f"{identifier}_memory_mi"] = {"type": "integer", "enum": list(_MEMORY_STEPS)}
+            if stage.uses_gpu:
+                properties[f"{identifier}_rho_thousandths"] = {"type": "integer", "enum": list(_SHARE_STEPS)}
+    properties["bottleneck"] = {"type": "string", "enum": [*ids, "none"]}
+    properties["rationale"] = {"type": "string", "maxLength": 160}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _topology(view: PipelineView, ids: Mapping[str, str]) -> str:
+    lines = [
+        f"{ids[stage.name]}: {'GPU' if stage.uses_gpu else 'CPU'} stage, after {', '.join(ids[name] for name in stage.after) or 'arrivals'}"
+        for stage in view.stages
+    ]
+    return f"Stages:\n{chr(10).join(lines)}\nSLO {view.slo_s * 1000:.0f} ms, budget ${view.budget_per_hour:.2f}/h.\n"
+
+
+def _state(menu: Menu, ids: Mapping[str, str]) -> str:
+    seen = menu.case.situation.observation
+    lines = [
+        f"State: arrivals {seen.arrivals_per_s:.1f}/s, slope {seen.arrivals_slope:+.2f}/s², P50 {_ms(seen.p50_s)}, P99 {_ms(seen.p99_s)}, "
+        f"goodput {seen.goodput_per_s:.1f}/s, cost ${seen.cost_per_hour:.2f}/h",
+        "stage replicas(starting) cpu memory rho queue queue_slope cpu_util gpu_util service",
+    ]
+    for stage in seen.stages:
+        a = stage.allocation
+        rate = stage.granted or a.gpu_rate
+        busy = f"{stage.gpu_utilisation:.0%}" if rate else "-"
+        lines.append(
+            f"{ids[stage.name]} {stage.ready}({stage.starting}) {a.cpu / 1000:g} {a.memory}Mi {rate or '-'} {stage.queue_depth:.0f} "
+            f"{stage.queue_slope:+.1f}/s {stage.cpu_utilisation:.0%} {busy} {_ms(stage.service_s)}"
+        )
+    if menu.bottleneck:
+        lines.append(f"Suspected bottleneck: {ids[menu.bottleneck]}")
+    return "\n".join(lines)
+
+
+def _frontier(knowledge: Knowledge, menu: Menu) -> str:
+    points = knowledge.frontiers.at(load_bucket(menu.case.situation.observation.arrivals_per_s)).points
+    if not points:
+        return ""
+    return "Pareto frontier at this load (P99/SLO, cost/budget): " + " ".join(
+        f"({x:.2f}, {y:.3f})" for x, y in points[:12]
+    )
+
+
+def _experiences(recollections: Sequence[Recollection], ids: Mapping[str, str]) -> str:
+    if not recollections:
+        return ""
+    lines = ["Experiences like this one (load, P99/SLO before, action, P99/SLO after, cost/budget, misses, reward):"]
+    for each in recollections:
+        e = each.experience
+        if any(delta.stage not in ids for delta in e.action.deltas):
+            continue  # of a stage that is gone
+        lines.append(
+            f"{e.arrivals_per_s:.0f}/s {e.previous_latency_ratio:.2f} [{_action(e.action, ids)}] {e.outcome.latency_ratio:.2f} "
+            f"{e.outcome.cost_ratio:.3f} {e.outcome.miss_ratio:.1%} {each.reward:+.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _candidates(candidates: Sequence[Candidate], ids: Mapping[str, str]) -> str:
+    lines = ["Candidates (number: action | predicted P99, cost, reward ± uncertainty, support, safe):"]
+    for number, each in enumerate(candidates, 1):
+        d = each.digest
+        last = f", last time P99/SLO {d.last_outcome.latency_ratio:.2f}" if d.last_outcome else ""
+        lines.append(
+            f"{number}: {_action(each.action, ids)} | {_ms(d.p99_s)}, ${d.cost_per_hour:.2f}/h, {d.reward:+.2f} ± {d.uncertainty:.2f}, "
+            f"{d.support:.1f}, {'yes' if d.safe else 'no'}{last}"
+        )
+    return "\n".join(lines)
+
+
+def _action(action: Action, ids: Mapping[str, str]) -> str:
+    return (
+        "; ".join(str(StageDelta(ids[d.stage], d.replicas, d.cpu, d.memory, d.gpu_milli)) for d in action.deltas)
+        or "hold"
+    )
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None or not seconds < 1e6 else f"{seconds * 1000:.0f} ms"

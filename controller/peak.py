@@ -1,0 +1,119 @@
+"""Peaks of the arrival rate: the recent one that the knobs are set for, and the remembered one that the reserve rests on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+from controller.tuning import Tuning
+
+__all__ = ["Peaks", "recent_peak", "record", "remembered_peak", "reserve_rate"]
+
+_HISTORY_S: Final = 900.0
+_BURST_RATIO: Final = 1.6
+_BASE_TIME_CONSTANT_S: Final = 300.0
+_GAPS_KEPT: Final = 8
+_USUAL_ROUNDS: Final = 5
+_PEAK_WINDOW_S: Final = 5.0
+_CHANCE_DEVIATIONS: Final = 1.5
+_HALF_LIVES_PER_GAP: Final = 4.0
+"""At least 3 are needed for a remembered burst to be still worth 80 % when the next one comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What arrivals did, as plain numbers. Times in seconds, rates in requests per second."""
+
+    recent: tuple[tuple[float, float], ...] = ()
+    """(end of the round, highest rate in it) of the last 15 minutes."""
+    remembered: float = 0.0
+    remembered_s: float = 0.0
+    """When the remembered peak was seen last."""
+    base: float = 0.0
+    """Slow mean of the rate; bursts do not move it much."""
+    first_s: float | None = None
+    updated_s: float = 0.0
+    burst_s: float | None = None
+    """When the last burst began."""
+    in_burst: bool = False
+    gaps: tuple[float, ...] = ()
+    """Seconds between the starts of the last bursts."""
+
+
+def record(peaks: Peaks, rate: float, peak: float, now: float, tuning: Tuning) -> Peaks:
+    """Fold one round in.
+
+    Args:
+        peaks: So far.
+        rate: Arrival rate of the window.
+        peak: Highest arrival rate since the round before.
+        now: End of the window.
+        tuning: Half-lives.
+    """
+    if not (math.isfinite(rate) and math.isfinite(peak)) or min(rate, peak) < 0:
+        return peaks
+    # The highest of half a dozen 5 s windows lies about 1.5 standard deviations above a steady Poisson rate: that is no peak.
+    peak = max(rate, peak - _CHANCE_DEVIATIONS * math.sqrt(rate / _PEAK_WINDOW_S))
+    first = peaks.first_s is None
+    step = max(0.0, now - peaks.updated_s)
+    weight = 1.0 if first else 1.0 - math.exp(-step / _BASE_TIME_CONSTANT_S)
+    # A burst lifts the base by no more than a tenth of its height, so that the next burst is still one.
+    pull = rate if first else min(rate, _BURST_RATIO * peaks.base + 1.0)
+    base = peaks.base + weight * (pull - peaks.base)
+    bursting = not first and peak > _BURST_RATIO * peaks.base and peak > peaks.base + 3.0 * math.sqrt(peaks.base + 1.0)
+    begins = bursting and not peaks.in_burst
+    gaps, burst_s = peaks.gaps, peaks.burst_s
+    if begins:
+        if burst_s is not None:
+            gaps = (*gaps, now - burst_s)[-_GAPS_KEPT:]
+        burst_s = now
+    faded = remembered_peak(peaks, now, tuning)
+    higher = peak >= faded
+    return replace(
+        peaks,
+        recent=(*((at, value) for at, value in peaks.recent if now - at <= _HISTORY_S), (now, peak)),
+        remembered=peak if higher else peaks.remembered,
+        remembered_s=now if higher else peaks.remembered_s,
+        base=base,
+        first_s=now if peaks.first_s is None else peaks.first_s,
+        updated_s=now,
+        burst_s=burst_s,
+        in_burst=bursting,
+        gaps=gaps,
+    )
+
+
+def half_life_s(peaks: Peaks, tuning: Tuning) -> float:
+    """Half-life of the remembered peak: four times the longest gap between the last bursts, within the tuning's bounds."""
+    longest = max(peaks.gaps, default=0.0)
+    return min(tuning.peak_half_life_max_s, max(tuning.peak_half_life_s, _HALF_LIVES_PER_GAP * longest))
+
+
+def remembered_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """The remembered peak as it has faded until now: peak · 2^(−age/half-life)."""
+    return peaks.remembered * math.pow(0.5, max(0.0, now - peaks.remembered_s) / half_life_s(peaks, tuning))
+
+
+def recent_peak(peaks: Peaks, now: float, window_s: float) -> float:
+    """Highest rate of the last ``window_s`` seconds; the last one known if none is that young; 0 if nothing is known."""
+    young = [value for at, value in peaks.recent if now - at <= window_s]
+    return max(young, default=peaks.recent[-1][1] if peaks.recent else 0.0)
+
+
+def usual_rate(peaks: Peaks) -> float:
+    """Median of the last rounds' peaks: the current rate, which a burst of a minute does not move."""
+    last = sorted(value for _, value in peaks.recent[-_USUAL_ROUNDS:])
+    return last[len(last) // 2] if last else 0.0
+
+
+def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """What the replicas at their highest knobs must be able to serve.
+
+    max(1.2 · remembered peak, k · current rate), k = 3 until memory covers the pattern, then 1.3. With ``remember_peaks`` off the
+    peak of the last 15 minutes takes the place of the remembered one.
+    """
+    watched = now - peaks.first_s if peaks.first_s is not None else 0.0
+    factor = tuning.covered_factor if watched >= tuning.covered_after_s else tuning.uncovered_factor
+    peak = remembered_peak(peaks, now, tuning) if tuning.remember_peaks else recent_peak(peaks, now, _HISTORY_S)
+    return max(factor * usual_rate(peaks), tuning.remembered_factor * peak)

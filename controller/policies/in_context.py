@@ -1,0 +1,47 @@
+"""The built-in policy: the menu's own argmax. No language model is asked."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from controller.decision import Proposal
+from controller.menu import Candidate, Menu
+
+__all__ = ["decide"]
+
+_LITTLE: Final = 1e-6
+
+
+_WORTHWHILE: Final = 0.02
+"""What a plan must save of the present cost before a pipeline that lacks nothing is touched."""
+
+
+def decide(menu: Menu) -> Proposal:
+    """Choose the candidate that the identified model finds best.
+
+    Merit is, in this order: how little it misses P99, utilisation and reserve at the recent peak; whether it is a step towards the
+    cheapest good allocation that the short-horizon search found; its cost; its predicted reward. A pipeline that lacks nothing is
+    left alone while the search finds less than 2 % to save.
+    """
+    hold = menu.hold
+    saving = hold.digest.cost_per_hour - menu.plan.cost_per_hour if menu.plan else 0.0
+    if hold.digest.violation <= _LITTLE and saving < _WORTHWHILE * hold.digest.cost_per_hour:
+        return Proposal(hold.action, "in-context", _why(hold, menu), hold.number)
+    best = min(menu.candidates, key=_rank)
+    return Proposal(best.action, "in-context", _why(best, menu), best.number)
+
+
+def _rank(candidate: Candidate) -> tuple[float, int, float, float]:
+    digest = candidate.digest
+    order = {"plan": 0, "hold": 1}.get(candidate.origin, 2)
+    return round(digest.violation, 3), order, digest.cost_per_hour if order < 2 else 0.0, -digest.reward
+
+
+def _why(candidate: Candidate, menu: Menu) -> str:
+    digest, situation = candidate.digest, menu.case.situation
+    plan = menu.plan
+    aim = f"; aim ${plan.cost_per_hour:.2f}/h" if plan else "; not every stage has been measured yet"
+    return (
+        f"predicted P99 {digest.p99_s * 1000:.0f} ms of {situation.view.slo_s * 1000:.0f} ms at ${digest.cost_per_hour:.2f}/h"
+        f" (set for {menu.case.model.arrivals_per_s:.1f} requests/s){aim}"
+    )

@@ -1,0 +1,244 @@
+"""What the identified queueing model predicts for an allocation at a load: utilisation, P99, cost, reserve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controller.capacity import highest_cpu, highest_rate
+from controller.cost import effective_cost
+from controller.decision import Situation
+from controller.identification import StageFit, fitted_curve, service_time_error
+from controller.knowledge import Knowledge
+from controller.model import Array, StageLoad, capacity_per_s, mean_batch, pipeline_p99_s, sojourn, utilisation
+from controller.peak import recent_peak, reserve_rate
+from controller.state import Allocation, PipelineView, StageView
+from controller.tuning import Tuning
+
+__all__ = ["Forecast", "PipelineModel", "StageModel", "visits"]
+
+_SLOPE_SIGNIFICANCE = 3.0
+_CORRECTIONS = (0.9, 2.0)
+"""Bounds of the correction: optimism is believed less than pessimism."""
+_GROWTH_LEAST = 1.5
+"""Growth that analogues must expect before the knobs are set for it; ordinary growth is followed as it comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is predicted for one set of allocations."""
+
+    p99_s: float
+    cost_per_hour: float
+    utilisations: dict[str, float]
+    reserve_shortfall: float
+    """Largest share of the reserve that a stage lacks at its highest knobs; 0 if all have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageModel:
+    """One stage with what is known of it now."""
+
+    view: StageView
+    fit: StageFit
+    visits: float
+    """Tasks at this stage per end-to-end request."""
+    allocation: Allocation
+    ready: int
+    backlog: float
+    """Tasks waiting now."""
+    reach_replicas: tuple[int, ...]
+    """Numbers of replicas that the reach is known for, 1 to the maximum."""
+    reach_milli: tuple[int, ...]
+    """Highest GPU share the cards would allow for each."""
+    reach_cpu: tuple[int, ...]
+    """Highest CPU in millicores the nodes would allow for each."""
+
+    def load(self, arrivals_per_s: float) -> StageLoad:
+        """The stage's load if so many requests per second enter the pipeline."""
+        return StageLoad(arrivals_per_s * self.visits, max(1.0, self.visits))
+
+    def sojourn(
+        self, arrivals_per_s: float, servers: Array | float, cores: Array | float, rate: Array | float, caution: float
+    ) -> tuple[Array, Array, Array]:
+        """Mean (s), variance (s²) and utilisation at full batches, the service ``caution`` standard deviations of its fit longer."""
+        load, curve = self.load(arrivals_per_s), fitted_curve(self.fit)
+        longer = 1.0 + caution * service_time_error(self.fit, cores, rate) if caution else 1.0
+        once, each = curve.per_batch_s(rate) * longer, curve.per_item_s(cores, rate) * longer
+        batch = mean_batch(load, servers, once, each, curve.batch_max)
+        mean, variance = sojourn(load, servers, once + batch * each, curve.scv, batch, curve.batch_max)
+        return mean, variance, utilisation(load, servers, once / curve.batch_max + each)
+
+    def capacity_per_s(self, servers: float, cores: float, rate: float) -> float:
+        """What so many replicas can serve with full batches, requests per second at this stage."""
+        return capacity_per_s(fitted_curve(self.fit), servers, cores, rate)
+
+    def reachable_per_s(self, replicas: int, caution: float = 0.0) -> float:
+        """Σ over replicas of μ at the highest knobs that limits and room allow, requests per second at this stage."""
+        if replicas < 1:
+            return 0.0
+        place = min(replicas, len(self.reach_replicas)) - 1
+        milli, cpu = self.reach_milli[place], self.reach_cpu[place]
+        allocation = self.allocation
+        now = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
+        cores = max(cpu, allocation.cpu if replicas <= allocation.replicas else 1) / 1000
+        rate = max(milli, now if replicas <= allocation.replicas else 1) / 1000 if self.view.uses_gpu else 1.0
+        longer = 1.0 + caution * float(service_time_error(self.fit, cores, rate)) if caution else 1.0
+        return self.capacity_per_s(replicas, cores, rate) / longer
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineModel:
+    """The identified model of a pipeline in one situation, and the loads that matter."""
+
+    view: PipelineView
+    stages: dict[str, StageModel]
+    """Stages that were ever measured."""
+    tuning: Tuning
+    arrivals_per_s: float
+    """The rate that the knobs are set for: the recent peak, its trend, analogues, with the margin."""
+    reserve_per_s: float
+    """The rate that the reserve must cover; 0 with the reserve off."""
+    round_s: float
+    correction: float = 1.0
+    """Observed P99 over predicted P99, smoothed and bounded; every forecast is multiplied by it."""
+    _known: dict[tuple[str, float, int, int, float, float], tuple[float, float, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    _lacking: dict[tuple[str, int], float] = field(default_factory=dict, compare=False, repr=False)
+    """What was worked out before: a menu asks for the same stage at the same allocation many times."""
+
+    @classmethod
+    def of(cls, knowledge: Knowledge, situation: Situation, tuning: Tuning, growth: float = 1.0) -> PipelineModel:
+        """Build the model.
+
+        Args:
+            knowledge: Fits, ratios, peaks.
+            situation: Observation and room.
+            tuning: Windows, factors.
+            growth: By which factor analogues expect arrivals to grow.
+        """
+        view, observation, learned = situation.view, situation.observation, knowledge.learned
+        seen = visits(view, learned.ratios)
+        stages = {}
+        for stage in view.stages:
+            at, fit = observation.stage(stage.name), learned.fits.get(stage.name)
+            if at is None or fit is None:
+                continue
+            counts = tuple(range(1, stage.limits.replicas_max + 1))
+            stages[stage.name] = StageModel(
+                view=stage,
+                fit=fit,
+                visits=seen[stage.name],
+                allocation=at.allocation,
+                ready=at.ready,
+                backlog=max(0.0, at.queue_depth) if np.isfinite(at.queue_depth) else 0.0,
+                reach_replicas=counts,
+                reach_milli=tuple(highest_rate(situation.room, stage, at.allocation, counts))
+                if stage.uses_gpu
+                else counts,
+                reach_cpu=tuple(highest_cpu(situation.room, stage, at.allocation, counts)),
+            )
+        now = situation.now
+        recent = recent_peak(learned.peaks, now, tuning.recent_peak_window_s)
+        rate = observation.arrivals_per_s if np.isfinite(observation.arrivals_per_s) else 0.0
+        ahead = rate * growth if growth >= _GROWTH_LEAST else rate
+        wanted = max(recent, ahead, rate + _trend(rate, observation.arrivals_slope, observation.window_s, tuning))
+        reserve = reserve_rate(learned.peaks, now, tuning) if tuning.reserve else 0.0
+        low, high = _CORRECTIONS
+        return cls(
+            view,
+            stages,
+            tuning,
+            wanted * tuning.load_margin,
+            reserve,
+            tuning.interval_s,
+            min(high, max(low, float(np.exp(learned.residual)))),
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Every stage has been measured."""
+        return len(self.stages) == len(self.view.stages)
+
+    def forecast(
+        self,
+        allocations: Mapping[str, Allocation],
+        *,
+        arrivals_per_s: float | None = None,
+        only_ready: bool = False,
+        backlog: bool = True,
+        caution: float | None = None,
+    ) -> Forecast:
+        """Predict for one set of allocations.
+
+        Args:
+            allocations: Of all stages; stages never measured count with their cost alone.
+            arrivals_per_s: Load; the rate the knobs are set for if None.
+            only_ready: Replicas that are not ready yet serve nothing.
+            backlog: What waits now must be served within a round, on top of the arrivals.
+            caution: Standard deviations of the fit; the tuning's if None.
+        """
+        arrivals = self.arrivals_per_s if arrivals_per_s is None else arrivals_per_s
+        careful = self.tuning.caution if caution is None else caution
+        sojourns: dict[str, tuple[float, float]] = {}
+        busy: dict[str, float] = {}
+        shortfall = 0.0
+        for stage in self.view.stages:
+            model = self.stages.get(stage.name)
+            allocation = allocations[stage.name]
+            if model is None:
+                sojourns[stage.name] = (0.0, 0.0)
+                continue
+            servers = min(allocation.replicas, model.ready) if only_ready else allocation.replicas
+            extra = model.backlog / self.round_s / model.visits if backlog else 0.0
+            mean, variance, used = self._at(model, arrivals + extra, servers, allocation, careful)
+            sojourns[stage.name] = mean, variance
+            busy[stage.name] = used
+            shortfall = max(shortfall, self.shortfall(model, allocation.replicas))
+        return Forecast(
+            self.correction * pipeline_p99_s(self.view, sojourns),
+            effective_cost(allocations.values(), self.tuning.prices),
+            busy,
+            shortfall,
+        )
+
+    def _at(
+        self, stage: StageModel, arrivals_per_s: float, servers: int, allocation: Allocation, caution: float
+    ) -> tuple[float, float, float]:
+        """Mean (s), variance (s²) and utilisation of one stage."""
+        milli = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
+        key = (stage.view.name, arrivals_per_s, servers, milli, float(allocation.cpu), caution)
+        if key not in self._known:
+            found = stage.sojourn(arrivals_per_s, max(servers, 0.5), allocation.cpu / 1000, milli / 1000, caution)
+            self._known[key] = float(found[0]), float(found[1]), float(found[2])
+        return self._known[key]
+
+    def shortfall(self, model: StageModel, replicas: int) -> float:
+        """Share of the reserve that a stage lacks at its highest knobs, 0 if it has it."""
+        key = (model.view.name, replicas)
+        if key not in self._lacking:
+            needed = self.reserve_per_s * model.visits
+            lacking = 1.0 - model.reachable_per_s(replicas, self.tuning.caution) / needed if needed > 0 else 0.0
+            self._lacking[key] = max(0.0, lacking)
+        return self._lacking[key]
+
+
+def visits(view: PipelineView, ratios: Mapping[str, float]) -> dict[str, float]:
+    """Tasks at each stage per end-to-end request: the ratios multiplied along the graph; 1 where nothing is known."""
+    found: dict[str, float] = {}
+    for stage in view.stages:
+        above = [found[name] for name in stage.after if name in found]
+        found[stage.name] = max(1e-3, (sum(above) / len(above) if above else 1.0) * ratios.get(stage.name, 1.0))
+    return found
+
+
+def _trend(rate: float, slope: float, window_s: float, tuning: Tuning) -> float:
+    """Growth until the next round if the slope is more than Poisson arrivals would show by chance, requests per second."""
+    if not np.isfinite(slope) or slope <= 0 or window_s <= 0:
+        return 0.0
+    # The slope over a window is the difference of its halves' rates over half its length.
+    chance = float(np.sqrt(4.0 * max(rate, 0.1) / window_s) / (window_s / 2.0))
+    return min(slope, rate / tuning.interval_s) * tuning.interval_s if slope > _SLOPE_SIGNIFICANCE * chance else 0.0

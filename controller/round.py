@@ -1,0 +1,352 @@
+"""One round of one pipeline as a pure state machine.
+
+The loop calls, with the world's answers as values::
+
+    knowledge = observe(knowledge, view, observation, tuning)       # identification, peaks, analogues, the model's residual
+    experience = conclude(knowledge, observation, view, tuning)     # of the round before; None if none is pending
+    if experience is not None:
+        knowledge, surprisal = learn(knowledge, experience, tuning)
+    menu = candidates(knowledge, situation, tuning)                 # admissible candidates with digests, experiences to show
+    proposal = choose(knowledge, menu, tuning, rng)                 # or probe(...) or what a language model answers
+    decision = admit(knowledge, menu, proposal, tuning)             # guardrails in order, every verdict kept
+    outcomes = <the world applies decision.after>
+    knowledge = applied(knowledge, situation, decision, outcomes, tuning)
+
+and every 2 s ``action = react(knowledge.learned, view, gauges, room, tuning)`` for the reflex, followed by
+``knowledge = reflexed(knowledge, action, now, tuning)`` if it did something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from controller.analogues import expected_growth, remember
+from controller.bottleneck import bottleneck
+from controller.decision import Decision, Proposal, Situation
+from controller.experience import Experience
+from controller.features import context_vector
+from controller.frontier import GLOBAL, load_bucket
+from controller.guardrails import Case, judge
+from controller.identification import fit_stage
+from controller.knowledge import Knowledge, Pending, begin, learn, refused, restore, stored
+from controller.menu import Menu, compose, model_reward
+from controller.peak import record
+from controller.planning import cheapest, steps_towards
+from controller.policies.in_context import decide
+from controller.prediction import PipelineModel
+from controller.probing import epsilon, forced_probe
+from controller.reflex import freeze, react
+from controller.reward import foresaw, outcome_of, reward_terms
+from controller.state import (
+    Action,
+    ClusterRoom,
+    KnobOutcome,
+    Observation,
+    PipelineView,
+    StageDelta,
+    difference,
+    project_all,
+)
+from controller.tuning import Tuning
+
+__all__ = [
+    "admit",
+    "applied",
+    "begin",
+    "candidates",
+    "choose",
+    "conclude",
+    "learn",
+    "observe",
+    "probe",
+    "react",
+    "reflexed",
+    "restore",
+    "stored",
+]
+
+_RATIO_WEIGHT = 0.2
+_RESIDUAL_WEIGHT = 0.25
+_SAMPLES_LEAST = 100
+"""Requests that a P99 must rest on to correct the model."""
+
+
+def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, tuning: Tuning) -> Knowledge:
+    """Fold an observation in: service times and variance, fan-outs, peaks, analogues, the model's residual.
+
+    A window in which the reflex moved a knob measures two allocations at once and does not count for service times.
+    """
+    learned, now = knowledge.learned, observation.time_s
+    moved = learned.frozen_until_s - tuning.freeze_s > now - observation.window_s
+    fits = dict(learned.fits)
+    for stage in observation.stages:
+        fit = fits.get(stage.name)
+        if moved and fit is not None:
+            continue
+        fresh = fit_stage(
+            fit,
+            stage,
+            window_s=observation.window_s,
+            now=now,
+            half_life_s=tuning.identification_half_life_s,
+            learn=tuning.identification,
+        )
+        if fresh is not None:
+            fits[stage.name] = fresh
+    peaks = record(learned.peaks, observation.arrivals_per_s, observation.arrivals_peak_per_s, now, tuning)
+    learned = replace(
+        learned,
+        fits=fits,
+        ratios=_ratios(learned.ratios, view, observation),
+        residual=_residual(knowledge, view, observation, moved, tuning),
+        peaks=peaks,
+        analogues=remember(
+            learned.analogues,
+            peaks,
+            observation.arrivals_per_s,
+            observation.arrivals_slope,
+            peaks.recent[-1][1] if peaks.recent else 0.0,
+            now,
+        )
+        if tuning.analogues
+        else learned.analogues,
+    )
+    return replace(knowledge, learned=learned)
+
+
+def _residual(knowledge: Knowledge, view: PipelineView, observation: Observation, moved: bool, tuning: Tuning) -> float:
+    """Fold log(observed P99 / predicted P99) in, where the pipeline was calm enough for a stationary model to say anything."""
+    old = knowledge.learned.residual
+    if moved or observation.p99_s is None or not observation.p99_s > 0 or observation.completed < _SAMPLES_LEAST:
+        return old
+    model = PipelineModel.of(knowledge, Situation(view, observation, ClusterRoom(()), observation.time_s), tuning)
+    if not model.complete or observation.p99_s > 2.0 * observation.slo_s:
+        return old
+    rate = observation.arrivals_per_s
+    forecast = model.forecast(observation.allocations, arrivals_per_s=rate, only_ready=True, backlog=False, caution=0.0)
+    plain = forecast.p99_s / model.correction
+    if not plain > 0 or max(forecast.utilisations.values()) > tuning.utilisation_limit:
+        return old
+    return old + _RESIDUAL_WEIGHT * (math.log(observation.p99_s / plain) - old)
+
+
+def _ratios(old: dict[str, float], view: PipelineView, observation: Observation) -> dict[str, float]:
+    """Tasks that arrive at each stage per task that leaves the stages above, smoothed over about five rounds."""
+    ratios = dict(old)
+    for stage in view.stages:
+        seen = observation.stage(stage.name)
+        above = [observation.stage(name) for name in stage.after]
+        rates = [each.departures_per_s for each in above if each is not None]
+        entering = sum(rates) / len(rates) if rates else observation.arrivals_per_s
+        if seen is None or not entering > 0.5 or not 0 < seen.arrivals_per_s < math.inf:
+            continue
+        now = min(100.0, max(0.01, seen.arrivals_per_s / entering))
+        ratios[stage.name] = (
+            now if stage.name not in ratios else ratios[stage.name] + _RATIO_WEIGHT * (now - ratios[stage.name])
+        )
+    return ratios
+
+
+def conclude(
+    knowledge: Knowledge, observation: Observation, view: PipelineView, tuning: Tuning, *, writer: str = "0"
+) -> Experience | None:
+    """The experience of the round that was waiting for its outcome; None if none was.
+
+    The action is what the allocations show: what was granted, and what the reflex added since.
+
+    Args:
+        knowledge: With the pending round; memory and frontiers as they were.
+        observation: The settled window after it.
+        view: For the budget.
+        tuning: Weights.
+        writer: Part of the id that tells the writers of one pipeline's memory apart.
+    """
+    pending = knowledge.learned.pending
+    if pending is None:
+        return None
+    outcome = outcome_of(observation, view.budget_per_hour)
+    bucket = load_bucket(observation.arrivals_per_s)
+    before = dict(pending.before)
+    after = {**before, **{name: each for name, each in observation.allocations.items() if name in before}}
+    action = difference(before, after, sorted(before))
+    frontier = knowledge.frontiers.at(GLOBAL if tuning.frontier_scope == "global" else bucket)
+    reward = reward_terms(
+        outcome, pending.latency_ratio, frontier, foresight=foresaw(action, pending.bottleneck), tuning=tuning
+    )
+    return Experience(
+        id=f"{pending.round:08d}-{writer}",
+        pipeline=knowledge.pipeline,
+        round=pending.round,
+        time_s=pending.time_s,
+        context=pending.context,
+        action=action,
+        before=pending.before,
+        load_bucket=bucket,
+        previous_latency_ratio=pending.latency_ratio,
+        outcome=outcome,
+        reward=reward,
+        surprisal=0.0,
+        predicted_reward=pending.predicted_reward,
+        policy=pending.policy,
+        arrivals_per_s=observation.arrivals_per_s,
+        bottleneck=pending.bottleneck,
+    )
+
+
+def candidates(knowledge: Knowledge, situation: Situation, tuning: Tuning) -> Menu:
+    """The menu of this round. Pure, and the same for every policy that chooses from it."""
+    learned, observation, view = knowledge.learned, situation.observation, situation.view
+    growth = (
+        expected_growth(
+            learned.analogues, learned.peaks, observation.arrivals_per_s, observation.arrivals_slope, situation.now
+        )
+        if tuning.analogues
+        else 1.0
+    )
+    model = PipelineModel.of(knowledge, situation, tuning, growth)
+    current = observation.allocations
+    case = Case(situation, learned, model)
+    plan, planned = None, []
+    if model.stages and all(stage.name in current for stage in view.stages):
+        plan = cheapest(model, current, situation.latency_limit_s, situation.room)
+        planned = steps_towards(model, current, plan, situation.latency_limit_s, situation.room)
+    context = context_vector(observation, view)
+    recollections = tuple(knowledge.memory.retrieve(context, knowledge.frontiers, tuning))
+    hot = _hot(model, observation)
+    return compose(knowledge, case, plan, planned, recollections, context, hot, tuning)
+
+
+def _hot(model: PipelineModel, observation: Observation) -> str | None:
+    loads = {}
+    for stage in observation.stages:
+        fitted = model.stages.get(stage.name)
+        rate = stage.granted or stage.allocation.gpu_rate
+        if fitted is not None:
+            each = 1.0 / fitted.capacity_per_s(1.0, stage.allocation.cpu / 1000, rate.fraction if rate else 1.0)
+            arrivals = max(stage.arrivals_per_s, observation.arrivals_per_s * fitted.visits)
+            loads[stage.name] = (arrivals, stage.ready, each)
+    return bottleneck(loads)
+
+
+def choose(knowledge: Knowledge, menu: Menu, tuning: Tuning, rng: np.random.Generator) -> Proposal:
+    """A forced probe with probability ε, else the built-in policy."""
+    return probe(knowledge, menu, tuning, rng) or decide(menu)
+
+
+def probe(knowledge: Knowledge, menu: Menu, tuning: Tuning, rng: np.random.Generator) -> Proposal | None:
+    """This round's forced probe, if the dice want one and something safe is left to try."""
+    number = forced_probe(menu.safe, knowledge.learned.round, tuning, rng)
+    if number is None:
+        return None
+    chance = epsilon(knowledge.learned.round, tuning)
+    return Proposal(menu[number].action, "probe", f"forced probe (ε = {chance:.3f}) of a safe action", number)
+
+
+def admit(knowledge: Knowledge, menu: Menu, proposal: Proposal, tuning: Tuning) -> Decision:
+    """Pass a proposal through the guardrails and record what each said.
+
+    Args:
+        knowledge: For the round's number.
+        menu: Of this round; it carries the situation and the model.
+        proposal: Of any policy; actions from the menu pass as they are, others are cut or refused.
+        tuning: ε and weights.
+    """
+    case = menu.case
+    situation, current = case.situation, case.current
+    action, verdicts = judge(proposal.action, case)
+    after = project_all(current, action)
+    known = all(stage.name in current for stage in situation.view.stages)
+    expected = (
+        case.model.forecast(after, arrivals_per_s=situation.observation.arrivals_per_s, only_ready=True, caution=0.0)
+        if known
+        else None
+    )
+    reward = None
+    if expected is not None and case.model.complete:
+        foresight = foresaw(action, menu.bottleneck)
+        reward = model_reward(situation, knowledge, expected.p99_s, expected.cost_per_hour, foresight, tuning)
+    return Decision(
+        pipeline=situation.view.key,
+        round=knowledge.learned.round,
+        time_s=situation.now,
+        policy=proposal.policy,
+        wished=proposal.action,
+        action=action,
+        before=dict(current),
+        after=after,
+        verdicts=verdicts,
+        reason=proposal.reason,
+        candidate=proposal.candidate,
+        bottleneck=menu.bottleneck,
+        predicted_p99_s=expected.p99_s if expected is not None and case.model.complete else None,
+        predicted_cost_per_hour=expected.cost_per_hour if expected else None,
+        predicted_reward=reward,
+        epsilon=epsilon(knowledge.learned.round, tuning),
+    )
+
+
+def applied(
+    knowledge: Knowledge, situation: Situation, decision: Decision, outcomes: Sequence[KnobOutcome], tuning: Tuning
+) -> Knowledge:
+    """After the world was asked: the round waits for its outcome, ε decays, what was refused is left alone for a while.
+
+    Args:
+        knowledge: Of before.
+        situation: Of the decision.
+        decision: What was asked for; in recommend mode pass one with HOLD.
+        outcomes: The world's answer, knob by knob.
+        tuning: As always.
+    """
+    observation, learned = situation.observation, knowledge.learned
+    granted = _granted(decision.action, outcomes)
+    pending = Pending(
+        round=decision.round,
+        time_s=situation.now,
+        policy=decision.policy,
+        context=context_vector(observation, situation.view),
+        before=tuple(sorted(decision.before.items())),
+        action=granted,
+        latency_ratio=outcome_of(observation, situation.view.budget_per_hour).latency_ratio,
+        arrivals_per_s=observation.arrivals_per_s,
+        predicted_reward=decision.predicted_reward,
+        bottleneck=decision.bottleneck,
+    )
+    refusals = tuple(each for each in learned.refusals if each.until_round > decision.round + 1)
+    learned = replace(
+        learned,
+        round=decision.round + 1,
+        pending=pending,
+        last_action=granted,
+        refusals=(*refusals, *refused(list(outcomes), decision.round)),
+    )
+    return replace(knowledge, learned=learned)
+
+
+def _granted(action: Action, outcomes: Sequence[KnobOutcome]) -> Action:
+    """The action with each knob as it was granted; knobs without an outcome count as granted."""
+    short = {(each.stage, each.knob): each.granted - each.wished for each in outcomes if each.granted != each.wished}
+    deltas = []
+    for delta in action.deltas:
+        deltas.append(
+            StageDelta(
+                delta.stage,
+                _less(delta.replicas, short.get((delta.stage, "replicas"), 0)),
+                _less(delta.cpu, short.get((delta.stage, "cpu"), 0)),
+                _less(delta.memory, short.get((delta.stage, "memory"), 0)),
+                _less(delta.gpu_milli, short.get((delta.stage, "gpu_rate"), 0)),
+            )
+        )
+    return Action.of(deltas)
+
+
+def _less(delta: int, missing: int) -> int:
+    return max(0, delta + missing) if delta > 0 else min(0, delta + missing)
+
+
+def reflexed(knowledge: Knowledge, action: Action, now: float, tuning: Tuning) -> Knowledge:
+    """After the reflex acted: downward steps are frozen for a while."""
+    return replace(knowledge, learned=freeze(knowledge.learned, now, tuning)) if action else knowledge

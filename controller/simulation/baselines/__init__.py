@@ -1,0 +1,1 @@
+"""The controllers that SAIR is measured against, each with the control law that its own source has."""

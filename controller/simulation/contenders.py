@@ -1,0 +1,98 @@
+"""The policies that can be put beside SAIR by name, each on the same arrivals and demands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from controller.simulation.baselines.hpa import HorizontalPodAutoscaler
+from controller.simulation.baselines.ray_serve import RayServe
+from controller.simulation.baselines.runner import Run, run_policy
+from controller.simulation.baselines.static import right_size
+from controller.simulation.baselines.threshold import Threshold
+from controller.simulation.baselines.tuning import TUNED, TunedSettings
+from controller.simulation.baselines.vpa import VerticalPodAutoscaler
+from controller.simulation.pipelines import PipelineSetup
+from controller.simulation.report import ReportedRun
+from controller.simulation.workloads import RateSeries
+from sair.errors import InvalidInput
+
+__all__ = ["CONTENDERS", "DEMO_CONTENDERS", "contend"]
+
+
+def _hpa(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    return _reported(
+        run_policy(setup, series, seed, HorizontalPodAutoscaler(setup.view)), "as a user gets it: 50 % CPU"
+    )
+
+
+def _hpa_tuned(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    setting = _tuned(setup).hpa
+    fitted = setting.setup(setup)
+    note = f"best of a grid on other seeds: {setting.target:.0%}, ρ {setting.gpu_share:g}"
+    return _reported(run_policy(fitted, series, seed, setting.policy(fitted)), note)
+
+
+def _rho_target(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    setting = _tuned(setup).rate_target
+    fitted = setting.setup(setup)
+    note = f"best of a grid on other seeds: {setting.target:.0%}, replicas for {setting.peak_factor:g}x"
+    return _reported(run_policy(fitted, series, seed, setting.policy(fitted)), note)
+
+
+def _static(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    fitted = setup.starting_at(right_size(setup, series, seed))
+    run = run_policy(fitted, series, seed, None)
+    return _reported(run, "cheapest for ≤ 0.1 % misses, knowing these very arrivals in advance")
+
+
+def _threshold(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    return _reported(run_policy(setup, series, seed, Threshold(setup.view)), "±1 replica at 80 % / 30 %")
+
+
+def _vpa(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    return _reported(run_policy(setup, series, seed, VerticalPodAutoscaler(setup.view)), "no history replayed")
+
+
+def _ray_serve(setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    return _reported(run_policy(setup, series, seed, RayServe(setup.view)), "2 ongoing requests per replica")
+
+
+Contender = Callable[[PipelineSetup, RateSeries, int], ReportedRun]
+
+CONTENDERS: Final[Mapping[str, Contender]] = {
+    "hpa": _hpa,
+    "hpa-tuned": _hpa_tuned,
+    "rho-target": _rho_target,
+    "static": _static,
+    "threshold": _threshold,
+    "vpa": _vpa,
+    "ray-serve": _ray_serve,
+}
+"""By the name that the command line takes."""
+
+DEMO_CONTENDERS: Final = ("hpa", "hpa-tuned", "rho-target", "static")
+
+
+def contend(name: str, setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
+    """Run one of the policies.
+
+    Raises:
+        InvalidInput: If there is none of this name, or it was not tuned for this pipeline.
+    """
+    try:
+        contender = CONTENDERS[name]
+    except KeyError:
+        raise InvalidInput("policy", name, "one of sair, " + ", ".join(CONTENDERS)) from None
+    return contender(setup, series, seed)
+
+
+def _tuned(setup: PipelineSetup) -> TunedSettings:
+    try:
+        return TUNED[setup.name]
+    except KeyError:
+        raise InvalidInput("policy", "tuned", "a pipeline it was tuned for: " + ", ".join(TUNED)) from None
+
+
+def _reported(run: Run, note: str) -> ReportedRun:
+    return ReportedRun(run.summary, run.recording, note)
