@@ -45,13 +45,16 @@ class Plant:
         setup: The pipeline; its initial replicas are ready at time 0.
         arrivals_s: Sorted arrival times, seconds.
         seed: Of demands, fan-outs and cold starts.
+        requests: Drawn before for the same stages, arrivals and seed: runs that differ in their policy alone can share them.
     """
 
-    def __init__(self, setup: PipelineSetup, arrivals_s: NDArray[np.float64], seed: int) -> None:
+    def __init__(
+        self, setup: PipelineSetup, arrivals_s: NDArray[np.float64], seed: int, *, requests: Requests | None = None
+    ) -> None:
         plans = [stage.plan for stage in setup.stages]
         self.setup = setup
         self.view = setup.view
-        self.engine = Engine(plans, Requests(plans, arrivals_s, setup.timeout_s, seed))
+        self.engine = Engine(plans, requests or Requests(plans, arrivals_s, setup.timeout_s, seed))
         self.cluster = Cluster(setup.nodes)
         self.wished = dict(setup.initial)
         """Allocation of each stage as last asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sair.errors import InvalidInput
 from sair.kube.client import Api
 from sair.kube.resources import PODS
 
@@ -32,11 +33,15 @@ async def bind(
         resource_version: Precondition: nobody changed the pod since; None binds whatever its version.
 
     Raises:
+        InvalidInput: If the node has no name.
         Conflict: If a precondition does not hold or the pod is bound already.
         NotFound: If the pod is gone.
         Refused: If the Binding is not valid or not allowed.
         ApiUnavailable: If no answer came; the pod may or may not be bound.
     """
+    if not node:
+        # The server would answer 500, as if trying again could help.
+        raise InvalidInput("node", node, "the name of a node")
     metadata: dict[str, object] = {"name": name, "namespace": namespace, "uid": uid, "annotations": dict(annotations)}
     if resource_version is not None:
         metadata["resourceVersion"] = resource_version

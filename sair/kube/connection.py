@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
-import yaml
 from kubernetes_asyncio.client import ApiClient, Configuration
-from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes_asyncio.config import load_incluster_config, load_kube_config
 
 from sair.errors import SettingsError
 
@@ -84,12 +83,15 @@ class Connection:
         return await cls.from_kubeconfig(kubeconfig)
 
     @classmethod
-    async def in_cluster(cls, service_account: Path, environment: Mapping[str, str]) -> Self:
+    async def in_cluster(
+        cls, service_account: Path, environment: Mapping[str, str], *, monotonic: Callable[[], float] = time.monotonic
+    ) -> Self:
         """Use a pod's service account.
 
         Args:
             service_account: Folder with ``token`` and ``ca.crt``.
             environment: Holds KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+            monotonic: Local time in seconds.
 
         Raises:
             SettingsError: If something is missing.
@@ -109,7 +111,7 @@ class Connection:
         async def load(configuration: Configuration) -> None:
             await asyncio.to_thread(read, configuration)
 
-        return await cls._loaded(load, str(service_account))
+        return await cls._loaded(load, str(service_account), monotonic)
 
     @classmethod
     async def from_kubeconfig(cls, kubeconfig: Path | None = None) -> Self:
@@ -127,12 +129,17 @@ class Connection:
         return await cls._loaded(load, str(shown))
 
     @classmethod
-    async def _loaded(cls, load: Callable[[Configuration], Awaitable[None]], source: str) -> Self:
+    async def _loaded(
+        cls,
+        load: Callable[[Configuration], Awaitable[None]],
+        source: str,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Self:
         configuration = Configuration()
         try:
             await load(configuration)
-            return cls(configuration, load=load)
-        except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
+            return cls(configuration, load=load, monotonic=monotonic)
+        except Exception as error:  # the library stumbles over odd files in ways of its own, TypeError among them
             raise SettingsError("Kubernetes configuration", f"{source}: {error}", _HOW) from error
 
     async def open(
@@ -173,7 +180,7 @@ class Connection:
                 self._loaded_at_s = self._monotonic()
                 try:
                     await self._load(self._client.configuration)
-                except (ConfigException, OSError, ValueError, yaml.YAMLError):
+                except Exception:
                     # Rotation replaces the file; in between, the credentials at hand are still the best there are.
                     return False
         return bool(self._client.configuration.api_key.get("BearerToken") != before)

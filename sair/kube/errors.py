@@ -6,7 +6,7 @@
     ├── NotFound          404
     └── Refused           400, 401, 403, 405, 413, 415, 422: the request itself is at fault
     TemporaryError
-    ├── Conflict          409
+    ├── Conflict          409, and 422 for a patch whose uid is not the object's
     │   └── AlreadyExists 409 with reason AlreadyExists
     ├── Gone              410: the resource version asked for is no longer kept; list again
     └── ApiUnavailable    everything else
@@ -65,6 +65,7 @@ class Throttled(ApiUnavailable):
         super().__init__(message)
 
 
+_NAMED: Mapping[int, type[SairError]] = {404: NotFound, 409: Conflict, 410: Gone}
 _REFUSALS = frozenset((400, 401, 403, 405, 406, 413, 415, 422))
 
 
@@ -80,20 +81,27 @@ def from_status(code: int, status: Mapping[str, Any], *, what: str, retry_after_
     reason = str(field(status, "reason", default=""))
     said = str(field(status, "message", default=""))[:_LONGEST_MESSAGE]
     message = f"{what}: {code} {reason or 'no reason given'}" + (f": {said}" if said else "")
-    if code == 404:
-        return NotFound(message)
-    if code == 409:
-        return AlreadyExists(message) if reason == "AlreadyExists" else Conflict(message)
-    if code == 410:
-        return Gone(message)
-    if code in _REFUSALS:
+    if code in _REFUSALS and not _is_about_uid(status):
         return Refused(code, reason, message)
+    if code in _NAMED or code in _REFUSALS:
+        kind = AlreadyExists if reason == "AlreadyExists" else _NAMED.get(code, Conflict)
+        return kind(message)
     if retry_after_s is None:
         stated = field(status, "details", "retryAfterSeconds")
         retry_after_s = float(stated) if isinstance(stated, int) and stated > 0 else None
     if retry_after_s is None:
         return ApiUnavailable(message)
     return Throttled(message, min(retry_after_s, _LONGEST_WAIT_S), code)
+
+
+def _is_about_uid(status: Mapping[str, Any]) -> bool:
+    """A patch that names another uid than the object's; the server calls it an attempt to change the uid (422)."""
+    return any(field(cause, "field") == "metadata.uid" for cause in _causes(status))
+
+
+def _causes(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    causes = field(status, "details", "causes", default=[])
+    return [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
 
 
 def retry_after_s(error: BaseException) -> float:

@@ -77,7 +77,7 @@ async def apply(
         component: Who owns them.
         force: Take fields over from other owners instead of raising Conflict.
         subresource: Such as ``status``.
-        uid: Precondition; with it nothing is created.
+        uid: Precondition; with it nothing is created. The server ignores it for the status of custom resources.
         resource_version: Precondition.
 
     Returns:
@@ -99,10 +99,11 @@ async def apply_status(
     status: Mapping[str, Any],
     *,
     component: str,
-    uid: str | None = None,
     resource_version: str | None = None,
 ) -> dict[str, Any]:
     """Server-side apply of the status alone; see ``apply``. The object must exist.
+
+    The server ignores a uid here, so only a resource version guards against another object that took the name.
 
     Raises:
         NotFound: If the object is gone.
@@ -115,7 +116,6 @@ async def apply_status(
         {"status": status},
         component=component,
         subresource="status",
-        uid=uid,
         resource_version=resource_version,
     )
 

@@ -41,6 +41,8 @@ class MpcSettings:
     plan_every_s: float = 10.0
     reflex_queue_s: float = 0.25
     reflex_drain_s: float = 2.0
+    freeze_s: float = 20.0
+    """Nothing is given up for that long after the reflex; nor while replicas start, which do not serve yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ class ModelPredictive:
         self._rates: list[tuple[float, float]] = []
         self._wanted: dict[str, list[tuple[float, int]]] = {name: [] for name in self._stages}
         self._next_plan = 0.0
+        self._frozen_until = dict.fromkeys(self._stages, 0.0)
 
     def decide(self, seen: Seen, now: float) -> Mapping[str, Allocation] | None:
         """Plan every 10 s, react every 2 s."""
@@ -186,7 +189,7 @@ class ModelPredictive:
         self._rates.append((now, seen.observation.arrivals_per_s))
         self._rates = [one for one in self._rates if one[0] > now - settings.reserve_window_s]
         if now < self._next_plan:
-            return self._reflex(seen)
+            return self._reflex(seen, now)
         self._next_plan = now + settings.plan_every_s
         recent = max(rate for time, rate in self._rates if time > now - settings.peak_window_s)
         reserve = max(rate for _, rate in self._rates)
@@ -207,7 +210,8 @@ class ModelPredictive:
         if wanted is None:
             wanted = plan(self._setup, rates, reserves, least, limit)
         for stage in seen.observation.stages:
-            if self._behind(stage):
+            frozen = now < self._frozen_until[stage.name]
+            if frozen or self._behind(stage) or stage.ready < wanted[stage.name].replicas:
                 wanted[stage.name] = _at_least(wanted[stage.name], stage.allocation)
         return {name: one for name, one in wanted.items() if one != seen.observation.allocations[name]}
 
@@ -218,11 +222,12 @@ class ModelPredictive:
         capacity = max(1, stage.ready) * one.prior.capacity_per_s(stage.allocation.cpu / 1000, share)
         return stage.queue_depth > self._settings.reflex_queue_s * capacity
 
-    def _reflex(self, seen: Seen) -> dict[str, Allocation]:
+    def _reflex(self, seen: Seen, now: float) -> dict[str, Allocation]:
         wanted = {}
         for stage in seen.observation.stages:
             if not self._behind(stage):
                 continue
+            self._frozen_until[stage.name] = now + self._settings.freeze_s
             needed = stage.arrivals_per_s + stage.queue_depth / self._settings.reflex_drain_s
             raised = self._raised(self._stages[stage.name], stage, needed)
             if raised != stage.allocation:

@@ -47,7 +47,7 @@ class RateTarget:
     ) -> None:
         self.name = name
         self._view = view
-        self._target = target
+        self._targets = {stage.name: target for stage in view.stages}
         self._down_after_s = down_after_s
         self._hold_within = hold_within
         self._wishes: dict[str, list[tuple[float, float]]] = {stage.name: [] for stage in view.stages}
@@ -61,12 +61,16 @@ class RateTarget:
                 wanted[stage.name] = allocation
         return wanted
 
+    def set_targets(self, targets: Mapping[str, float]) -> None:
+        """Other targets by stage, from the next step on."""
+        self._targets.update(targets)
+
     def _follow(self, stage: StageObservation, now: float) -> Allocation:
         rate = stage.allocation.gpu_rate
         current = float(stage.allocation.cpu if rate is None else rate.milli)
         used = stage.cpu_utilisation if rate is None else stage.gpu_utilisation
         wishes = self._wishes[stage.name]
-        wishes.append((now, wanted_amount(current, used, self._target)))
+        wishes.append((now, wanted_amount(current, used, self._targets[stage.name])))
         wishes[:] = [wish for wish in wishes if wish[0] > now - self._down_after_s]
         amount = max(wish[1] for wish in wishes)
         if amount < current and now < self._down_after_s:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from controller.simulation.baselines.hpa import Behaviour, HorizontalPodAutoscaler
+from controller.simulation.baselines.mpc import ModelPredictive, MpcSettings
 from controller.simulation.baselines.policy import Policy
 from controller.simulation.baselines.rho_target import RateTarget
 from controller.simulation.baselines.runner import run_policy
@@ -25,9 +26,11 @@ __all__ = [
     "TUNED",
     "Candidate",
     "HpaSetting",
+    "MpcSetting",
     "RateTargetSetting",
     "TunedSettings",
     "hpa_grid",
+    "mpc_grid",
     "rate_target_grid",
     "tune",
 ]
@@ -94,22 +97,61 @@ class RateTargetSetting:
         return RateTarget(pipeline.view, target=self.target, down_after_s=self.down_after_s)
 
 
-Candidate = HpaSetting | RateTargetSetting
+@dataclass(frozen=True, slots=True)
+class MpcSetting:
+    """A tuned MPC: multiple of the recent peak that its replicas must be able to serve, part of the SLO, margin on the load."""
+
+    reserve_factor: float
+    slo_part: float
+    margin: float
+
+    def setup(self, pipeline: PipelineSetup) -> PipelineSetup:
+        """The pipeline as it is: MPC chooses every knob itself."""
+        return pipeline
+
+    def policy(self, pipeline: PipelineSetup) -> Policy:
+        """A fresh controller."""
+        return ModelPredictive(
+            pipeline,
+            settings=MpcSettings(slo_part=self.slo_part, margin=self.margin, reserve_factor=self.reserve_factor),
+        )
 
 
-def hpa_grid() -> list[Candidate]:
+class Candidate(Protocol):
+    """A setting of a baseline."""
+
+    def setup(self, pipeline: PipelineSetup) -> PipelineSetup:
+        """The pipeline as this setting wants it to begin."""
+        ...
+
+    def policy(self, pipeline: PipelineSetup) -> Policy:
+        """A fresh instance for that pipeline."""
+        ...
+
+
+AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
+
+
+def hpa_grid() -> list[HpaSetting]:
     """24 settings."""
     return [HpaSetting(*values) for values in product((0.25, 0.35, 0.5, 0.65), (0.3, 0.5, 1.0), (60.0, 300.0))]
 
 
-def rate_target_grid() -> list[Candidate]:
+def rate_target_grid() -> list[RateTargetSetting]:
     """24 settings."""
     return [RateTargetSetting(*values) for values in product((0.3, 0.4, 0.5, 0.6), (2.0, 3.0, 4.0), (30.0, 60.0))]
 
 
+def mpc_grid() -> list[MpcSetting]:
+    """24 settings."""
+    return [MpcSetting(*values) for values in product((1.3, 2.0, 3.0), (0.5, 0.6, 0.7, 0.8), (1.0, 1.2))]
+
+
 def tune(
-    pipeline: PipelineSetup, grid: Sequence[Candidate], on_run: Callable[[Candidate, float, float], None] | None = None
-) -> Candidate:
+    pipeline: PipelineSetup,
+    grid: Sequence[AnyCandidate],
+    on_run: Callable[[AnyCandidate, float, float], None] | None = None,
+) -> AnyCandidate:
     """The best setting of a grid for a pipeline.
 
     Args:
@@ -144,5 +186,7 @@ class TunedSettings:
 
 TUNED: Final[Mapping[str, TunedSettings]] = {
     "image-classification": TunedSettings(HpaSetting(0.35, 0.3, 60.0), RateTargetSetting(0.6, 3.0, 30.0)),
+    "nlp": TunedSettings(HpaSetting(0.65, 1.0, 60.0), RateTargetSetting(0.6, 4.0, 30.0)),
+    "text-generation": TunedSettings(HpaSetting(0.65, 1.0, 60.0), RateTargetSetting(0.6, 3.0, 30.0)),
 }
 """By pipeline; ``benchmarks/tune_baselines.py`` finds them again."""

@@ -1,0 +1,128 @@
+"""What the pods of one stage said over the last minutes, and what that means for a window. Counters may restart at any time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from controller.observe.exposition import Histogram, Scrape
+from controller.observe.quantile import add, increase
+
+__all__ = ["KEPT_S", "PodSeries", "StageWindow", "window_of"]
+
+KEPT_S = 120.0
+"""How long scrapes are kept, seconds."""
+
+
+class PodSeries:
+    """Scrapes of one pod, oldest first."""
+
+    def __init__(self) -> None:
+        self._scrapes: deque[Scrape] = deque()
+
+    def append(self, scrape: Scrape) -> None:
+        """Take a scrape in; one that is not newer than the last is ignored."""
+        if self._scrapes and scrape.time_s <= self._scrapes[-1].time_s:
+            return
+        self._scrapes.append(scrape)
+        while self._scrapes[0].time_s < scrape.time_s - KEPT_S:
+            self._scrapes.popleft()
+
+    @property
+    def last(self) -> Scrape | None:
+        """The newest scrape."""
+        return self._scrapes[-1] if self._scrapes else None
+
+    def between(self, since_s: float, until_s: float) -> list[Scrape]:
+        """Scrapes of a stretch, with the last one before it as the base to count from."""
+        inside = [each for each in self._scrapes if since_s < each.time_s <= until_s]
+        base = [each for each in self._scrapes if each.time_s <= since_s]
+        return [*base[-1:], *inside]
+
+
+@dataclass(frozen=True, slots=True)
+class StageWindow:
+    """One stage over a window, all its pods together."""
+
+    seconds: float
+    """Longest stretch that any pod's scrapes cover."""
+    arrivals_per_s: float
+    departures_per_s: float
+    queue: float
+    queue_slope: float
+    latency: Histogram
+    pipeline: Histogram
+    service_s: float | None
+    cpu_cores: float | None
+    """Cores used, over all pods; None if no pod says."""
+    oldest_s: float
+    """Time of the newest scrape of the pod that was silent longest."""
+    peak_arrivals_per_s: float
+    """Highest rate between two scrapes, over all pods."""
+
+
+def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageWindow | None:
+    """Fold all pods' scrapes of the last ``seconds``.
+
+    Returns:
+        None if no pod has two scrapes to compare.
+    """
+    arrivals = departures = queue = queue_before = 0.0
+    latency, pipeline = Histogram(), Histogram()
+    service_sum = service_count = cpu = 0.0
+    has_cpu = False
+    covered, peak = 0.0, 0.0
+    oldest = now
+    for series in pods.values():
+        scrapes = series.between(now - seconds, now)
+        if not scrapes:
+            continue
+        oldest = min(oldest, scrapes[-1].time_s)
+        queue += scrapes[-1].queue
+        queue_before += scrapes[0].queue
+        if len(scrapes) < 2:
+            continue
+        span = scrapes[-1].time_s - scrapes[0].time_s
+        covered = max(covered, span)
+        arrivals += _grown(s.arrivals for s in scrapes) / span
+        peak += max(_grown((a.arrivals, b.arrivals)) / (b.time_s - a.time_s) for a, b in pairwise(scrapes))
+        for before, after in pairwise(scrapes):
+            done = increase(before.latency, after.latency)
+            departures += (done.counts[-1] if done.counts else 0.0) / span
+            latency = add(latency, done)
+            pipeline = add(pipeline, increase(before.pipeline, after.pipeline))
+        sums = [s.service_sum_s for s in scrapes if s.service_sum_s is not None]
+        counts = [s.service_count for s in scrapes if s.service_count is not None]
+        service_sum += _grown(sums)
+        service_count += _grown(counts)
+        used = [s.cpu_s for s in scrapes if s.cpu_s is not None]
+        if len(used) > 1:
+            has_cpu = True
+            cpu += _grown(used) / span
+    if covered <= 0:
+        return None
+    return StageWindow(
+        seconds=covered,
+        arrivals_per_s=arrivals,
+        departures_per_s=departures,
+        queue=queue,
+        queue_slope=(queue - queue_before) / covered,
+        latency=latency,
+        pipeline=pipeline,
+        service_s=service_sum / service_count if service_count > 0 else None,
+        cpu_cores=cpu if has_cpu else None,
+        oldest_s=oldest,
+        peak_arrivals_per_s=peak,
+    )
+
+
+def _grown(values: Iterable[float]) -> float:
+    """How much a counter grew over its values; where it fell it was reset and began anew at 0."""
+    total, before = 0.0, None
+    for value in values:
+        if before is not None:
+            total += value - before if value >= before else value
+        before = value
+    return total

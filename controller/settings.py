@@ -1,0 +1,51 @@
+"""Settings of the controller in a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from controller.cost import GPU_PRICES, Prices
+from sair.settings import settings
+
+__all__ = ["Settings"]
+
+
+@settings("SAIR_CONTROLLER_")
+class Settings:
+    """How the controller runs. The language model has settings of its own, SAIR_LLM_…"""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where the memory is: redis://[user:password@]host:port/db, rediss:// for TLS."""
+    kubeconfig: str = ""
+    """Path of a kubeconfig; unset: the pod's own service account, else the user's kubeconfig."""
+    namespace: str = "sair-system"
+    """Where the Lease is."""
+    lease_name: str = "sair-controller"
+    """Name of the Lease that elects the one controller that acts."""
+    host: str = "0.0.0.0"  # noqa: S104  # probes and Prometheus come from outside the pod
+    """Address that /healthz, /readyz and /metrics listen on."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    """Port of the same; 0: any free one."""
+    interval_s: Annotated[float, Meta(ge=5, le=600)] = 30.0
+    """Length of a round, seconds."""
+    window_s: Annotated[float, Meta(ge=2, le=300)] = 15.0
+    """Length of the observation window at the end of a round, seconds."""
+    reflex_interval_s: Annotated[float, Meta(ge=0.5, le=60)] = 2.0
+    """How often the reflex looks at the queues, seconds."""
+    memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
+    """Experiences kept per pipeline; a frontier point is never forgotten."""
+    gpu_dollars_per_hour: Annotated[float, Meta(gt=0)] = GPU_PRICES["A100-80"]
+    """Price of one card, $/h."""
+    vcpu_dollars_per_hour: Annotated[float, Meta(ge=0)] = Prices().vcpu
+    """Price of one vCPU, $/h."""
+    gibibyte_dollars_per_hour: Annotated[float, Meta(ge=0)] = Prices().gibibyte
+    """Price of one GiB of memory, $/h."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+
+    @property
+    def prices(self) -> Prices:
+        """The prices together."""
+        return Prices(self.gpu_dollars_per_hour, self.vcpu_dollars_per_hour, self.gibibyte_dollars_per_hour)
