@@ -19,7 +19,7 @@ from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from controller.observe.scraper import Scraper
-from controller.settings import Settings
+from controller.settings import Settings, load_settings
 from controller.status import StatusWriter
 from controller.tuning import Tuning
 from controller.watching import Watching, has_scaled_objects
@@ -30,7 +30,6 @@ from sair.kube.lease import Leadership, lead, own_identity
 from sair.logs import configure, get_logger
 from sair.metrics import new_registry
 from sair.serving import health_routes, new_application, serve, stop_signal
-from sair.settings import load
 
 __all__ = ["app"]
 
@@ -47,7 +46,7 @@ def _group() -> None:
 @app.command()
 def run() -> None:
     """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_… and SAIR_LLM_… variables."""
-    settings = load(Settings, os.environ)
+    settings = load_settings(os.environ)
     model = load_model_settings(os.environ)
     configure(settings.log_level)
     asyncio.run(_run(settings, model))

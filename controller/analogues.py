@@ -41,7 +41,8 @@ def signature(peaks: Peaks, rate: float, slope: float, now: float) -> tuple[floa
     if peaks.gaps and peaks.burst_s is not None:
         gap = float(np.median(peaks.gaps))
         phase = (now - peaks.burst_s) / max(gap, 1.0)
-    return _bounded(level), _bounded(tilt), min(2.0, phase)
+    # Rounded, because some hundred of them are stored every round.
+    return round(_bounded(level), 3), round(_bounded(tilt), 3), round(min(2.0, phase), 3)
 
 
 def _bounded(value: float) -> float:
@@ -56,14 +57,14 @@ def remember(analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak
     if not math.isfinite(rate) or rate <= 0:
         return analogues
     growths = tuple(
-        max(growth, peak / then) if 0 < now - at <= AHEAD_S else growth
+        max(growth, round(peak / then, 3)) if 0 < now - at <= AHEAD_S else growth
         for at, then, growth in zip(analogues.times_s, analogues.rates, analogues.growths, strict=True)
     )
     return replace(
         analogues,
         times_s=(*analogues.times_s, now)[-_KEPT:],
         signatures=(*analogues.signatures, signature(peaks, rate, slope, now))[-_KEPT:],
-        rates=(*analogues.rates, rate)[-_KEPT:],
+        rates=(*analogues.rates, round(max(rate, 1e-3), 3))[-_KEPT:],
         growths=(*growths, 1.0)[-_KEPT:],
     )
 

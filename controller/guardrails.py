@@ -12,6 +12,7 @@ from controller.cost import effective_cost
 from controller.decision import Situation, Verdict
 from controller.knowledge import Learned
 from controller.prediction import PipelineModel
+from controller.reflex import queue_threshold_s
 from controller.state import (
     CPU_STEP,
     GPU_STEP_MILLI,
@@ -294,25 +295,31 @@ class SafeDescent:
         return (_each(action, _no_fall), reason) if reason else (action, "")
 
     def _refusal(self, action: Action, falling: list[StageDelta], case: Case) -> str | None:
-        situation, model = case.situation, case.model
+        situation = case.situation
         if breached(case):
             return "P99 is above the SLO"
+        threshold_s = queue_threshold_s(situation.view, case.model.tuning)
         for seen in situation.observation.stages:
-            if growing(seen, max(model.tuning.reflex_threshold_s, 0.25 * situation.view.slo_s)):
+            if growing(seen, threshold_s):
                 return f"the queue of {seen.name} grows"
         if situation.now < case.learned.frozen_until_s:
             return "the reflex has just added capacity"
         for delta in falling:
-            seen_or_none = situation.observation.stage(delta.stage)
-            reason = self._projected(delta, seen_or_none, case) if seen_or_none else f"no metrics of {delta.stage}"
+            stage = situation.observation.stage(delta.stage)
+            reason = self._projected(delta, stage, case) if stage else f"no metrics of {delta.stage}"
             if reason:
                 return reason
-        forecast = model.forecast(project_all(case.current, action), only_ready=True)
+        return self._modelled(action, falling, case)
+
+    def _modelled(self, action: Action, falling: list[StageDelta], case: Case) -> str | None:
+        """What the identified model says of utilisation and P99 after the step, at the rate that the knobs are set for."""
+        limit_s = case.situation.latency_limit_s
+        forecast = case.model.forecast(project_all(case.current, action), only_ready=True)
         for delta in falling:
-            if forecast.utilisations.get(delta.stage, math.inf) > model.tuning.utilisation_limit:
+            if not forecast.utilisations.get(delta.stage, math.inf) <= case.model.tuning.utilisation_limit:
                 return f"{delta.stage} would be {forecast.utilisations[delta.stage]:.0%} busy at the recent peak"
-        if not forecast.p99_s <= situation.latency_limit_s:
-            return f"P99 at the recent peak would be {forecast.p99_s:.3g} s of {situation.latency_limit_s:.3g} s"
+        if not forecast.p99_s <= limit_s:
+            return f"P99 at the recent peak would be {forecast.p99_s:.3g} s of {limit_s:.3g} s"
         return None
 
     def _projected(self, delta: StageDelta, seen: StageObservation, case: Case) -> str | None:

@@ -90,6 +90,17 @@ class PipelineLoop:
         self._reflexes: list[tuple[float, Action]] = []
         self._metrics_missing_since: float | None = None
 
+    @property
+    def knowledge(self) -> Knowledge:
+        """What is known of the pipeline now.
+
+        Raises:
+            RuntimeError: Before the first round.
+        """
+        if self._knowledge is None:
+            raise RuntimeError("nothing is known before the first round")
+        return self._knowledge
+
     async def run(self, ended: Callable[[], bool] = lambda: False) -> None:
         """Run rounds and the reflex until told to end, or until the pipeline is gone."""
         clock = self._world.clock

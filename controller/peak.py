@@ -15,6 +15,8 @@ _BURST_RATIO: Final = 1.6
 _BASE_TIME_CONSTANT_S: Final = 300.0
 _GAPS_KEPT: Final = 8
 _USUAL_ROUNDS: Final = 5
+_HOLD_S: Final = 600.0
+_HOLDS_PER_GAP: Final = 1.5
 _PEAK_WINDOW_S: Final = 5.0
 _CHANCE_DEVIATIONS: Final = 1.5
 _HALF_LIVES_PER_GAP: Final = 4.0
@@ -91,8 +93,13 @@ def half_life_s(peaks: Peaks, tuning: Tuning) -> float:
 
 
 def remembered_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:
-    """The remembered peak as it has faded until now: peak · 2^(−age/half-life)."""
-    return peaks.remembered * math.pow(0.5, max(0.0, now - peaks.remembered_s) / half_life_s(peaks, tuning))
+    """The remembered peak as it has faded until now: peak · 2^(−(age − hold)/half-life), unfaded while age < hold.
+
+    It is held for ten minutes, or one and a half times the longest gap between bursts: until the next one is overdue.
+    """
+    hold = max(_HOLD_S, _HOLDS_PER_GAP * max(peaks.gaps, default=0.0))
+    age = max(0.0, now - peaks.remembered_s - hold)
+    return peaks.remembered * math.pow(0.5, age / half_life_s(peaks, tuning))
 
 
 def recent_peak(peaks: Peaks, now: float, window_s: float) -> float:

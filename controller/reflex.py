@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from controller.capacity import highest_cpu, highest_rate, misfit
 from controller.cost import effective_cost
 from controller.identification import StageFit, fitted_curve
 from controller.knowledge import Learned
-from controller.model import capacity_per_s
+from controller.model import ServiceCurve, capacity_per_s
 from controller.prediction import visits
 from controller.state import (
     CPU_STEP,
@@ -27,16 +27,17 @@ from controller.state import (
 )
 from controller.tuning import Tuning
 
-__all__ = ["freeze", "react"]
+__all__ = ["freeze", "queue_threshold_s", "react"]
 
 
 def react(
     learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], room: ClusterRoom, tuning: Tuning
 ) -> Action:
-    """Raise GPU shares or CPU where more than ``reflex_threshold_s`` of a stage's work is queued.
+    """Raise GPU shares or CPU where more than ``queue_threshold_s`` of a stage's work is queued.
 
     Enough is added to serve what arrives and to empty the queue within ``reflex_drain_s``, in whole steps of the grid, inside the
-    stage's bounds, the cluster's room and the budget.
+    stage's bounds, the cluster's room and the budget. Once one stage is alarmed, the others are raised to what enters the pipeline:
+    the queue would only move on to them.
 
     Args:
         learned: For the service times; a stage never measured gets one step.
@@ -48,73 +49,87 @@ def react(
     Returns:
         Only rises, HOLD mostly. They are not bound to ±0.2 as a round's steps are.
     """
-    if not tuning.reflex:
-        return HOLD
     current = {gauge.name: gauge.allocation for gauge in gauges}
-    if any(stage.name not in current for stage in view.stages):
+    if not tuning.reflex or any(stage.name not in current for stage in view.stages):
         return HOLD
     share = visits(view, learned.ratios)
     entering = max(
-        (
-            gauge.arrivals_per_s / share[gauge.name]
-            for gauge in gauges
-            if math.isfinite(gauge.arrivals_per_s) and gauge.name in share
-        ),
-        default=0.0,
+        (_finite(gauge.arrivals_per_s) / share[gauge.name] for gauge in gauges if gauge.name in share), default=0.0
     )
-    threshold_s = queue_threshold_s(view, tuning)
-    rises = []
+    knobs = []
     for gauge in gauges:
         stage = view.stage(gauge.name)
-        if stage is not None:
-            arrivals = max(gauge.arrivals_per_s, 0.0 if stage.after else entering * share[gauge.name])
-            rises.append(_rise(threshold_s, stage, gauge, arrivals, learned.fits.get(gauge.name), room, tuning))
+        if stage is not None and gauge.ready > 0:
+            knobs.append((_knob(stage, gauge, learned.fits.get(gauge.name), room), entering * share[gauge.name]))
+    threshold_s = queue_threshold_s(view, tuning)
+    alarmed = [knob.queue > max(1.0, threshold_s * knob.capacity_per_s(knob.now)) for knob, _ in knobs]
+    if not any(alarmed):
+        return HOLD
+    rises = []
+    for (knob, rate), loud in zip(knobs, alarmed, strict=True):
+        backlog = knob.queue / tuning.reflex_drain_s if loud else 0.0
+        rises.append(knob.rise_to(max(knob.arrivals_per_s, rate) + backlog))
     return _affordable(view, current, [delta for delta in rises if delta], room, tuning)
 
 
-def _rise(
-    threshold_s: float,
-    stage: StageView,
-    gauge: StageGauge,
-    arrivals: float,
-    fit: StageFit | None,
-    room: ClusterRoom,
-    tuning: Tuning,
-) -> StageDelta:
-    allocation, none = gauge.allocation, StageDelta(stage.name)
-    if not math.isfinite(gauge.queue_depth) or gauge.queue_depth <= 1.0 or gauge.ready < 1:
-        return none
-    arrivals = arrivals if math.isfinite(arrivals) else 0.0
-    step = GPU_STEP_MILLI if allocation.gpu_rate else CPU_STEP
-    if allocation.gpu_rate:
-        now, most = allocation.gpu_rate.milli, highest_rate(room, stage, allocation, [allocation.replicas])[0]
-    else:
-        now, most = int(allocation.cpu), highest_cpu(room, stage, allocation, [allocation.replicas])[0]
-    steps_most = math.ceil((most - now) / step) if most > now else 0
-    if not steps_most:
-        return none
-    if fit is None:
-        return _step(stage, step) if gauge.queue_depth > threshold_s * max(arrivals, 1.0) else none
-    curve = fitted_curve(fit)
-
-    def capacity(value: int) -> float:
-        cores = allocation.cpu / 1000 if allocation.gpu_rate else value / 1000
-        rate = value / 1000 if allocation.gpu_rate else 1.0
-        return capacity_per_s(curve, gauge.ready, cores, rate)
-
-    if gauge.queue_depth <= threshold_s * capacity(now):
-        return none
-    needed = arrivals + gauge.queue_depth / tuning.reflex_drain_s
-    if capacity(now) >= needed:
-        return none
-    for steps in range(1, steps_most + 1):
-        if capacity(min(most, now + steps * step)) >= needed:
-            return _step(stage, min(steps * step, most - now))
-    return _step(stage, most - now)
+def _finite(value: float) -> float:
+    return max(0.0, value) if math.isfinite(value) else 0.0
 
 
-def _step(stage: StageView, amount: int) -> StageDelta:
-    return StageDelta(stage.name, gpu_milli=amount) if stage.uses_gpu else StageDelta(stage.name, cpu=amount)
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """The one knob of a stage that takes effect at once: its GPU share, or its CPU if it has none."""
+
+    stage: StageView
+    curve: ServiceCurve | None
+    ready: int
+    cores: float
+    queue: float
+    arrivals_per_s: float
+    now: int
+    most: int
+    """What bounds and room allow."""
+    step: int
+
+    def capacity_per_s(self, value: int) -> float:
+        """At a setting of the knob; without a measurement what arrives counts as what can be served."""
+        if self.curve is None:
+            return self.arrivals_per_s
+        cores, rate = (self.cores, value / 1000) if self.stage.uses_gpu else (value / 1000, 1.0)
+        return capacity_per_s(self.curve, self.ready, cores, rate)
+
+    def rise_to(self, needed_per_s: float) -> StageDelta:
+        """The least rise in whole steps that serves so much, the largest there is if none does."""
+        if self.curve is None:
+            return self._by(min(self.step, self.most - self.now) if needed_per_s > self.arrivals_per_s else 0)
+        value = self.now
+        while value < self.most and self.capacity_per_s(value) < needed_per_s:
+            value = min(self.most, value + self.step)
+        return self._by(value - self.now)
+
+    def _by(self, amount: int) -> StageDelta:
+        more = max(0, amount)
+        return (
+            StageDelta(self.stage.name, gpu_milli=more)
+            if self.stage.uses_gpu
+            else StageDelta(self.stage.name, cpu=more)
+        )
+
+
+def _knob(stage: StageView, gauge: StageGauge, fit: StageFit | None, room: ClusterRoom) -> _Knob:
+    allocation, count = gauge.allocation, [gauge.allocation.replicas]
+    gpu = allocation.gpu_rate
+    return _Knob(
+        stage=stage,
+        curve=fitted_curve(fit) if fit else None,
+        ready=gauge.ready,
+        cores=allocation.cpu / 1000,
+        queue=_finite(gauge.queue_depth),
+        arrivals_per_s=_finite(gauge.arrivals_per_s),
+        now=gpu.milli if gpu else int(allocation.cpu),
+        most=highest_rate(room, stage, allocation, count)[0] if gpu else highest_cpu(room, stage, allocation, count)[0],
+        step=GPU_STEP_MILLI if gpu else CPU_STEP,
+    )
 
 
 def _affordable(

@@ -208,7 +208,7 @@ class Memory:
             return np.zeros(0)
         square = self._squares[:count] - 2.0 * (self._context[:count] @ context) + context @ context
         np.maximum(square, 0.0, out=square)
-        return np.exp(square * np.float32(-0.5 / self.bandwidths[0] ** 2)).astype(float)
+        return np.asarray(np.exp(square * np.float32(-0.5 / self.bandwidths[0] ** 2)), dtype=float)
 
     def _kernel(self, context: Rows, action: Rows) -> Vector:
         """The same on (context, action)."""

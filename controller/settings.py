@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from controller.cost import GPU_PRICES, Prices
-from sair.settings import settings
+from sair.settings import load, settings
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "load_settings"]
 
 
 @settings("SAIR_CONTROLLER_")
@@ -17,7 +18,7 @@ class Settings:
     """How the controller runs. The language model has settings of its own, SAIR_LLM_…"""
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """Where the memory is: redis://[user:password@]host:port/db, rediss:// for TLS."""
+    """Where the memory is: redis://[user:password@]host:port/db, rediss:// for TLS. REDIS_URL stands in for it."""
     kubeconfig: str = ""
     """Path of a kubeconfig; unset: the pod's own service account, else the user's kubeconfig."""
     namespace: str = "sair-system"
@@ -49,3 +50,14 @@ class Settings:
     def prices(self) -> Prices:
         """The prices together."""
         return Prices(self.gpu_dollars_per_hour, self.vcpu_dollars_per_hour, self.gibibyte_dollars_per_hour)
+
+
+def load_settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: Names the variable, the value and what is allowed.
+    """
+    common = environment.get("REDIS_URL")
+    own = {"SAIR_CONTROLLER_REDIS_URL": common} if common and not environment.get("SAIR_CONTROLLER_REDIS_URL") else {}
+    return load(Settings, {**environment, **own})

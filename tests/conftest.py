@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from controller.memory.embedded import embedded_server
 from controller.memory.store import Store
 
-pytest_plugins = ["tests.controlplane"]
+pytest_plugins = ["tests.controlplane", "tests.llamacpp"]
 
 # Machines are shared and noisy: no example is judged by its time, and failures repeat.
 settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -28,9 +28,14 @@ def _event_loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[Blo
         yield None
         return
     with blockbuster_ctx(["sair", "webhook", "extender", "controller", "cuda_hook"]) as guard:
+        for function in guard.functions.values():
+            # It runs on a loop of its own, in a thread of its own.
+            function.can_block_in("sair/kube/connection.py", "_read_kubeconfig")
         # Libraries import parts of themselves at the first call.
         for function in guard.functions.values():
-            function.can_block_in("<frozen importlib._bootstrap_external>", {"_path_stat", "get_data", "_path_isfile", "path_stats"})
+            function.can_block_in(
+                "<frozen importlib._bootstrap_external>", {"_path_stat", "get_data", "_path_isfile", "path_stats"}
+            )
             function.can_block_in("importlib/metadata/__init__.py", {"read_text", "version"})
             function.can_block_in("asyncio/unix_events.py", {"_start"})
         yield guard

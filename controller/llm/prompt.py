@@ -21,7 +21,7 @@ __all__ = ["Question", "ask", "repair", "schema_of"]
 Mode = Literal["menu", "free"]
 
 _SYSTEM: Final = """\
-You are the scaling controller of a multi-stage inference pipeline on shared GPUs. Once every 30 seconds you take one scaling action.
+You are the scaling controller of a multi-stage machine-learning pipeline on shared GPUs. Once every 30 seconds you take one scaling action.
 Goals, in this order: keep the end-to-end P99 latency below the SLO; spend as little as possible; act before a bottleneck forms.
 Facts:
 - rho is the share of one GPU that each replica of a GPU stage gets. Raising rho or cpu takes effect in about a second; a new replica \

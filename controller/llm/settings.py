@@ -26,8 +26,8 @@ class ModelSettings:
     """Name of the model."""
     mode: Literal["menu", "free"] = "menu"
     """menu: the model chooses a candidate or writes an action; free: it always writes an action."""
-    deadline_s: Annotated[float, Meta(gt=0, le=25)] = 12.0
-    """Longest time one decision may take, the repair included, seconds; below the 30 s interval."""
+    deadline_s: Annotated[float, Meta(gt=0, le=120)] = 12.0
+    """Longest time one decision may take, the repair included, seconds; keep it below the interval of the rounds."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.2
     """Sampling temperature."""
     max_tokens: Annotated[int, Meta(ge=64, le=4096)] = 400

@@ -115,4 +115,4 @@ def test_the_common_variables_are_read() -> None:
 
 def test_a_malformed_setting_names_its_variable() -> None:
     with pytest.raises(SettingsError, match="SAIR_LLM_DEADLINE_S"):
-        load_model_settings({"SAIR_LLM_DEADLINE_S": "60"})
+        load_model_settings({"SAIR_LLM_DEADLINE_S": "600"})

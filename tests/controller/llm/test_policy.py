@@ -1,0 +1,119 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controller.decision import Proposal
+from controller.knowledge import Knowledge
+from controller.llm.client import ModelClient
+from controller.llm.policy import Judge, LlmPolicy, Trace
+from controller.llm.settings import ModelSettings
+from controller.menu import Menu
+from controller.state import Action
+from sair.errors import ModelUnavailable
+from tests.controller.scenes import decision_point
+from tests.fakes.model_server import Reply, misbehaving_server, says
+
+Scene = tuple[Knowledge, Menu]
+CHOICE = json.dumps({"choice": 1, "bottleneck": "none", "rationale": "because"})
+
+
+@pytest.fixture
+async def scene() -> Scene:
+    return await decision_point()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def agree(_action: Action) -> None:
+    return None
+
+
+async def propose(policy: LlmPolicy, scene: Scene, judge: Judge = agree, trace: Trace | None = None) -> Proposal:
+    return await policy.propose(*scene, judge, np.random.default_rng(0), trace or Trace())
+
+
+def policy_for(url: str, clock: Clock | None = None, **changes: Any) -> LlmPolicy:
+    settings = ModelSettings(**{"base_url": url, "enforcement": "json_schema", "deadline_s": 1.0, **changes})
+    return LlmPolicy(ModelClient(settings), settings, clock=clock or Clock())
+
+
+async def test_the_models_choice_is_proposed_with_its_rationale_kept_for_people(scene: Scene) -> None:
+    trace = Trace()
+    async with misbehaving_server(says(CHOICE)) as server:
+        policy = policy_for(server.url)
+        proposal = await propose(policy, scene, trace=trace)
+        await policy.close()
+    assert (proposal.policy, proposal.reason) == ("llm", "because")
+    assert scene[1].find(proposal.action) is not None
+    assert (trace.tokens_in, trace.tokens_out, len(trace.replies)) == (100, 10, 1)
+
+
+async def test_a_bad_answer_is_repaired_once(scene: Scene) -> None:
+    replies = iter(["nonsense", CHOICE])
+    async with misbehaving_server(lambda _request: next(replies)) as server:
+        policy = policy_for(server.url)
+        assert (await propose(policy, scene)).policy == "llm"
+        await policy.close()
+    assert "could not be used" in server.requests[1]["messages"][-1]["content"]
+    assert "nonsense" not in json.dumps(server.requests[1])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [says("nonsense"), says("{}"), says(json.dumps({"choice": 99})), lambda _r: 5.0],
+    ids=["text", "empty", "unknown", "late"],
+)
+async def test_a_model_that_stays_bad_does_not_decide(scene: Scene, reply: Reply) -> None:
+    trace = Trace()
+    async with misbehaving_server(reply) as server:
+        policy = policy_for(server.url)
+        with pytest.raises(ModelUnavailable):
+            await propose(policy, scene, trace=trace)
+        await policy.close()
+    assert trace.problem
+    assert len(server.requests) <= 2
+
+
+async def test_a_refusal_of_the_guardrails_costs_the_repair_and_then_somebody_else_decides(scene: Scene) -> None:
+    async with misbehaving_server(says(CHOICE)) as server:
+        policy = policy_for(server.url)
+        with pytest.raises(ModelUnavailable, match="safe descent"):
+            await propose(policy, scene, judge=lambda _action: "safe descent: P99 is above the SLO")
+        await policy.close()
+    assert len(server.requests) == 2
+
+
+async def test_the_breaker_stops_asking_a_server_that_fails(scene: Scene) -> None:
+    clock = Clock()
+    async with misbehaving_server(says("nonsense")) as server:
+        policy = policy_for(server.url, clock, breaker_failures=2, breaker_pause_s=60.0)
+        for _ in range(4):
+            with pytest.raises(ModelUnavailable):
+                await propose(policy, scene)
+        assert len(server.requests) == 4
+        clock.now += 61
+        server.reply = says(CHOICE)
+        assert (await propose(policy, scene)).policy == "llm"
+        await policy.close()
+
+
+async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow(scene: Scene) -> None:
+    clock = Clock()
+    async with misbehaving_server(says(CHOICE)) as server:
+        policy = policy_for(server.url, clock, tokens_per_day=150)
+        await propose(policy, scene)
+        await propose(policy, scene)
+        with pytest.raises(ModelUnavailable, match="budget"):
+            await propose(policy, scene)
+        clock.now += 86_400
+        await propose(policy, scene)
+        await policy.close()
+    assert len(server.requests) == 3

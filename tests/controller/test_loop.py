@@ -1,0 +1,132 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from controller.llm.client import ModelClient
+from controller.llm.policy import LlmPolicy
+from controller.llm.settings import ModelSettings
+from controller.loop import PipelineLoop
+from controller.memory.mirror import MirroredMemory
+from controller.memory.store import Store
+from controller.state import PipelineView
+from controller.tuning import Tuning
+from controller.worlds.simulated import Faults, SimulatedWorld
+from sair.pipeline import Mode
+from tests.controller.scenes import Rounds, setup, simulated
+from tests.fakes.model_server import misbehaving_server, says
+
+KEY = setup().key
+
+
+async def run(world: SimulatedWorld, store: Store, until_s: float, model: LlmPolicy | None = None) -> Rounds:
+    watcher = Rounds()
+    loop = PipelineLoop(KEY, world, MirroredMemory(store), Tuning(prices=setup().prices), model=model, watcher=watcher)
+    await loop.run(lambda: world.clock.now() >= until_s)
+    await world.clock.aclose()
+    return watcher
+
+
+async def test_every_round_ends_in_memory_with_its_outcome(store: Store) -> None:
+    watcher = await run(simulated(), store, 300)
+    loaded = await store.load(KEY)
+    assert len(watcher.reports) == 9
+    # The last round still waits for its outcome.
+    assert [e.round for e in loaded.experiences] == list(range(8))
+    assert loaded.state["round"] == "9"
+
+
+async def test_the_journal_tells_a_round_before_it_is_applied_and_how_it_ended(store: Store) -> None:
+    await run(simulated(), store, 200)
+    kinds = [(fields["kind"], fields["round"]) for _id, fields in reversed(await store.decisions(KEY, 100))]
+    first = [kind for kind, number in kinds if number == "0"]
+    assert first[0] == "decision"
+    assert first[-1] == "concluded"
+    decided = next(fields for _id, fields in await store.decisions(KEY, 100) if fields["kind"] == "decision")
+    assert {verdict["rule"] for verdict in json.loads(decided["verdicts_json"])}
+    assert json.loads(decided["menu_json"])
+
+
+async def test_a_new_controller_goes_on_where_the_last_one_stopped(store: Store) -> None:
+    world = simulated()
+    await run(world, store, 200)
+    watcher = await run(world, store, 400)
+    assert watcher.reports[0].round == 6
+    rounds = [e.round for e in (await store.load(KEY)).experiences]
+    assert rounds == sorted(set(rounds))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(metrics_down=((150, 400),)), Faults(metrics_stale=((150, 400),)), Faults(api_down=((150, 400),))],
+    ids=["metrics down", "metrics stale", "API server down"],
+)
+async def test_nothing_is_scaled_down_while_something_is_away_and_the_loop_recovers(
+    store: Store, faults: Faults
+) -> None:
+    world = simulated(faults=faults)
+    before = None
+    watcher = Rounds()
+    loop = PipelineLoop(KEY, world, MirroredMemory(store), Tuning(prices=setup().prices), watcher=watcher)
+
+    def ended() -> bool:
+        nonlocal before
+        now, wished = world.clock.now(), world.plants[KEY].wished
+        if 150 <= now < 400:
+            if before is not None:
+                for name, allocation in wished.items():
+                    assert allocation.replicas >= before[name].replicas
+                    assert allocation.cpu >= before[name].cpu
+            before = dict(wished)
+        return now >= 600
+
+    await loop.run(ended)
+    await world.clock.aclose()
+    assert watcher.reports[-1].decision is not None
+
+
+async def test_a_pipeline_that_is_off_is_observed_and_left_alone(store: Store) -> None:
+    await _left_alone(store, "off")
+
+
+async def test_a_recommendation_is_recorded_and_not_applied(store: Store) -> None:
+    watcher = await _left_alone(store, "recommend")
+    assert any(report.decision and report.decision.action for report in watcher.reports)
+    assert all(e.action.deltas == () for e in (await store.load(KEY)).experiences)
+
+
+async def _left_alone(store: Store, mode: Mode) -> Rounds:
+    world = simulated()
+    start = dict(world.plants[KEY].wished)
+
+    class Held(SimulatedWorld):
+        async def pipelines(self) -> Sequence[PipelineView]:
+            return [replace(view, mode=mode) for view in await super().pipelines()]
+
+    held = Held(list(world.plants.values()))
+    watcher = await run(held, store, 300)
+    assert dict(held.plants[KEY].wished) == start
+    assert watcher.reports
+    return watcher
+
+
+async def test_without_redis_decisions_go_on() -> None:
+    watcher = await run(simulated(), Store.from_url("redis://127.0.0.1:1/0"), 200)
+    assert all(report.decision for report in watcher.reports)
+
+
+async def test_a_model_that_answers_nonsense_is_replaced_by_the_built_in_policy_and_the_record_says_so(
+    store: Store,
+) -> None:
+    async with misbehaving_server(says("scale down, risk low")) as server:
+        settings = ModelSettings(base_url=server.url, enforcement="text", breaker_failures=100)
+        model = LlmPolicy(ModelClient(settings), settings)
+        watcher = await run(simulated(), store, 200, model)
+        await model.close()
+    decided = [report for report in watcher.reports if report.decision and report.decision.policy != "probe"]
+    assert decided
+    assert all(report.decision and report.decision.policy == "in-context" and report.fallback for report in decided)
+    newest = (await store.decisions(KEY, 100))[::-1]
+    assert any("fallback" in fields for _id, fields in newest)
+    assert any(fields.get("reply") for _id, fields in newest)
