@@ -18,7 +18,7 @@ from sair.errors import ApiUnavailable, WireError
 from sair.kube.connection import Connection
 from sair.kube.errors import Throttled, from_status
 from sair.kube.lines import Lines, LineTooLong
-from sair.wire import field
+from sair.kube.page import Page, decode_page
 
 __all__ = ["Api", "PatchKind", "Raw"]
 
@@ -96,8 +96,8 @@ class Api:
 
     async def pages(
         self, path: str, params: Mapping[str, str] | None = None, *, page_size: int = PAGE_SIZE
-    ) -> AsyncGenerator[Raw]:
-        """Read a collection page by page: raw List objects, all of one consistent snapshot.
+    ) -> AsyncGenerator[Page]:
+        """Read a collection page by page, all of one consistent snapshot.
 
         Args:
             path: The collection.
@@ -111,12 +111,11 @@ class Api:
         if page_size:
             query["limit"] = str(page_size)
         while True:
-            page = await self._request("GET", path, query)
+            page = decode_page(await self._send("GET", path, query), f"GET {path}")
             yield page
-            token = field(page, "metadata", "continue")
-            if not token:
+            if not page.metadata.continue_:
                 return
-            query["continue"] = str(token)
+            query["continue"] = page.metadata.continue_
 
     async def list(
         self, path: str, params: Mapping[str, str] | None = None, *, page_size: int = PAGE_SIZE
@@ -125,7 +124,7 @@ class Api:
         items: list[Raw] = []
         async with contextlib.aclosing(self.pages(path, params, page_size=page_size)) as pages:
             async for page in pages:
-                items.extend(page.get("items") or ())
+                items.extend(msgspec.json.decode(item) for item in page.items or ())
         return items
 
     async def create(self, path: str, body: Mapping[str, Any], params: Mapping[str, str] | None = None) -> Raw:
@@ -195,7 +194,7 @@ class Api:
         return await self._request("DELETE", path, None, body=options)
 
     async def watch(
-        self, path: str, params: Mapping[str, str] | None = None, *, silence_s: float = 90.0
+        self, path: str, params: Mapping[str, str] | None = None, *, silence_s: float = 150.0
     ) -> AsyncGenerator[Raw]:
         """Stream a collection's changes: raw events ``{"type": …, "object": …}``, BOOKMARK included; ERROR is raised instead.
 
@@ -233,6 +232,16 @@ class Api:
         body: Any = None,
         content_type: str = "application/json",
     ) -> Raw:
+        return _object(await self._send(method, path, params, body, content_type), f"{method} {path}")
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> bytes:
         try:
             async with asyncio.timeout(self._timeout_s) as deadline:
                 while True:
@@ -250,7 +259,7 @@ class Api:
 
     async def _once(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Any, content_type: str
-    ) -> Raw:
+    ) -> bytes:
         what = f"{method} {path}"
         timeout = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
         async with (
@@ -259,7 +268,7 @@ class Api:
         ):
             if not 200 <= response.status <= 299:
                 raise await _refusal(response, what)
-            return _object(await response.read(), what)
+            return await response.read()
 
     async def _open(
         self,

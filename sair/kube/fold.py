@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from sair.errors import SairError, WireError
 from sair.kube.changes import Added, Change, Deleted, Malformed, Modified, Synced
+from sair.kube.page import Head
 
 __all__ = ["Fold", "Listing"]
 
@@ -76,17 +79,27 @@ class Fold(Generic[T]):
         """Have the next step be a list; the store stays."""
         self.resource_version = None
 
-    def collect(self, listing: Listing[T], items: Iterable[dict[str, Any]]) -> None:
-        """Parse one page into a listing; versions that the store already holds are not parsed again."""
-        for raw in items:
-            identity = _identity(raw)
-            if identity is None:
+    def collect(self, listing: Listing[T], items: Iterable[msgspec.Raw | bytes]) -> None:
+        """Parse one page into a listing; of versions that the store already holds only the head is read.
+
+        Args:
+            listing: Grows by the page.
+            items: Objects as JSON text.
+        """
+        for item in items:
+            try:
+                head = msgspec.json.decode(item, type=Head).metadata
+            except msgspec.MsgspecError:
+                # Without a name there is nothing to keep or to flag.
                 self.parse_errors += 1
                 continue
-            key, uid, version = identity
-            known = self._entries.get(key)
-            same = known is not None and known.uid == uid and known.resource_version == version
-            listing.entries[key] = known if known is not None and same else self._parsed(raw, uid, version, known)
+            known = self._entries.get(head.key)
+            if known is not None and (known.uid, known.resource_version) == (head.uid, head.resource_version):
+                listing.entries[head.key] = known
+            else:
+                listing.entries[head.key] = self._parsed(
+                    msgspec.json.decode(item), head.uid, head.resource_version, known
+                )
 
     def replace(self, listing: Listing[T], resource_version: str) -> list[Change[T]]:
         """Make a whole list the store's content.

@@ -19,7 +19,6 @@ from sair.kube.errors import Gone, retry_after_s
 from sair.kube.fold import Fold, Listing
 from sair.kube.resources import Resource
 from sair.logs import get_logger
-from sair.wire import field
 
 __all__ = ["Added", "Change", "Deleted", "Health", "Malformed", "Modified", "Reflector", "Synced", "WatchTiming"]
 
@@ -34,9 +33,10 @@ class WatchTiming:
 
     watch_s: float = 300.0
     """The server ends a watch after this up to twice this, drawn anew each time, so that reconnections spread."""
-    silence_s: float = 90.0
-    """No byte for so long and the connection counts as hung. The server sends a bookmark about every 60 s."""
-    stale_s: float = 120.0
+    silence_s: float = 150.0
+    """No byte for so long and the connection counts as hung. An idle watch of Kubernetes 1.34 gets its first bookmark after
+    120 s and then one every 60 s (measured)."""
+    stale_s: float = 180.0
     """Without word from the server for so long the copy counts as stale."""
     backoff: Backoff = _BACKOFF
     """Waits after failures in a row."""
@@ -193,13 +193,13 @@ class Reflector(Generic[T]):
 
     async def _collect(self, page_size: int) -> tuple[Listing[T], str]:
         listing: Listing[T] = Listing()
-        version: Any = None
+        version = ""
         async with contextlib.aclosing(self._api.pages(self._path, self._selectors, page_size=page_size)) as pages:
             async for page in pages:
                 self._heard_at_s = self._monotonic()
-                self._fold.collect(listing, page.get("items") or ())
-                version = field(page, "metadata", "resourceVersion")
-        if not isinstance(version, str) or not version:
+                self._fold.collect(listing, page.items or ())
+                version = page.metadata.resource_version
+        if not version:
             raise WireError(f"list of {self._path}", version, "metadata.resourceVersion")
         return listing, version
 
@@ -213,6 +213,19 @@ class Reflector(Generic[T]):
             "timeoutSeconds": str(max(1, round(server_timeout_s))),
         }
         began_s = self._monotonic()
+        try:
+            await self._follow(params, began_s)
+        except SairError:
+            if self._monotonic() - began_s >= self._timing.stable_s:
+                # What ended had been well before: its end is the first failure, not one more of those before it.
+                self._succeeded()
+            raise
+        if self._monotonic() - began_s < min(self._timing.stable_s, server_timeout_s / 2):
+            # A server or proxy that hangs up at once: without a wait this would be a busy loop.
+            raise ApiUnavailable(f"watch of {self._path}: ended at once")
+        self._succeeded()
+
+    async def _follow(self, params: Mapping[str, str], began_s: float) -> None:
         async with contextlib.aclosing(self._api.watch(self._path, params, silence_s=self._timing.silence_s)) as events:
             async for event in events:
                 self._heard_at_s = self._monotonic()
@@ -221,10 +234,6 @@ class Reflector(Generic[T]):
                 if self._heard_at_s - began_s >= self._timing.stable_s:
                     self._succeeded()
                 await self._deliver(changes)
-        if self._monotonic() - began_s < min(self._timing.stable_s, server_timeout_s / 2):
-            # A server or proxy that hangs up at once: without a wait this would be a busy loop.
-            raise ApiUnavailable(f"watch of {self._path}: ended at once")
-        self._succeeded()
 
     async def _recover(self, error: SairError) -> None:
         self._failures += 1
