@@ -10,7 +10,7 @@ from controller.llm.settings import ModelSettings
 from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
-from controller.state import PipelineView
+from controller.state import Allocation, PipelineView
 from controller.tuning import Tuning
 from controller.worlds.simulated import Faults, SimulatedWorld
 from sair.pipeline import Mode
@@ -66,19 +66,18 @@ async def test_nothing_is_scaled_down_while_something_is_away_and_the_loop_recov
     store: Store, faults: Faults
 ) -> None:
     world = simulated(faults=faults)
-    before = None
+    before: dict[str, Allocation] = {}
     watcher = Rounds()
     loop = PipelineLoop(KEY, world, MirroredMemory(store), Tuning(prices=setup().prices), watcher=watcher)
 
     def ended() -> bool:
-        nonlocal before
         now, wished = world.clock.now(), world.plants[KEY].wished
         if 150 <= now < 400:
-            if before is not None:
-                for name, allocation in wished.items():
-                    assert allocation.replicas >= before[name].replicas
-                    assert allocation.cpu >= before[name].cpu
-            before = dict(wished)
+            for name, old in before.items():
+                assert wished[name].replicas >= old.replicas
+                assert wished[name].cpu >= old.cpu
+                assert old.gpu_rate is None or (wished[name].gpu_rate or old.gpu_rate) >= old.gpu_rate
+            before.update(wished)
         return now >= 600
 
     await loop.run(ended)

@@ -7,7 +7,11 @@ from sair.errors import AnnotationError, InvalidInput, SairError, SchemaVersionE
 
 @pytest.mark.parametrize(
     "error",
-    [InvalidInput("a", 1, "b"), AnnotationError("sair.dev/mode", "on", "one of off"), SchemaVersionError("9", "1", "sair memory migrate")],
+    [
+        InvalidInput("a", 1, "b"),
+        AnnotationError("sair.dev/mode", "on", "one of off"),
+        SchemaVersionError("9", "1", "sair memory migrate"),
+    ],
 )
 def test_an_error_survives_the_way_from_one_process_to_another(error: SairError) -> None:
     copy = pickle.loads(pickle.dumps(error))

@@ -89,5 +89,5 @@ def test_durations_carry_their_unit(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["250", "0s", "-1s", "1 s", "1d", "s", "1s1s"])
 def test_a_duration_without_a_proper_unit_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="sair.dev/slo-p99"):
+    with pytest.raises(InvalidInput, match=r"sair\.dev/slo-p99"):
         parse_duration(text, field="sair.dev/slo-p99")
