@@ -14,7 +14,10 @@ __all__ = ["AHEAD_S", "Analogues", "expected_growth", "remember"]
 
 AHEAD_S: Final = 120.0
 _KEPT: Final = 512
-_BANDWIDTH: Final = 0.12
+_BANDWIDTHS: Final = (0.06, 0.12, 0.12)
+"""Of level, tilt and phase: how far apart two moments are still alike."""
+_IRREGULARITY_MOST: Final = 0.3
+"""Coefficient of variation of the gaps between bursts from which on the phase says nothing."""
 _SUPPORT_LEAST: Final = 1.5
 _SHARE: Final = 0.5
 """Share of the analogues' weight that must have grown at least that much."""
@@ -43,6 +46,14 @@ def signature(peaks: Peaks, rate: float, slope: float, now: float) -> tuple[floa
         phase = (now - peaks.burst_s) / max(gap, 1.0)
     # Rounded, because some hundred of them are stored every round.
     return round(_bounded(level), 3), round(_bounded(tilt), 3), round(min(2.0, phase), 3)
+
+
+def _regularity(peaks: Peaks) -> float:
+    """1 for bursts at equal gaps, 0 for bursts at random times: what the phase since the last one is worth."""
+    if len(peaks.gaps) < 2:
+        return 0.0
+    variation = float(np.std(peaks.gaps)) / max(float(np.mean(peaks.gaps)), 1.0)
+    return max(0.0, 1.0 - variation / _IRREGULARITY_MOST)
 
 
 def _bounded(value: float) -> float:
@@ -80,7 +91,8 @@ def expected_growth(analogues: Analogues, peaks: Peaks, rate: float, slope: floa
     past = np.array(analogues.signatures[:done])
     growth = np.array(analogues.growths[:done])
     here = np.array(signature(peaks, rate, slope, now))
-    weight = np.exp(-((past - here) ** 2).sum(axis=1) / (2.0 * _BANDWIDTH**2))
+    scale = np.array([1.0, 1.0, _regularity(peaks)]) / np.array(_BANDWIDTHS)
+    weight = np.exp(-0.5 * (((past - here) * scale) ** 2).sum(axis=1))
     if weight.sum() < _SUPPORT_LEAST:
         return 1.0
     order = np.argsort(-growth)

@@ -128,20 +128,34 @@ def _place(nodes: list[_Node], stage: StageView, allocation: Allocation) -> bool
     return True
 
 
-def highest_rate(room: ClusterRoom, stage: StageView, allocation: Allocation, replicas: Sequence[int]) -> list[int]:
+def highest_rate(
+    room: ClusterRoom, stage: StageView, allocation: Allocation, replicas: Sequence[int], share_milli: int | None = None
+) -> list[int]:
     """Highest share per replica, in thousandths, that the cards would allow if the stage had this many replicas.
 
     All replicas of a stage have one share. Each card offers what is free plus what this stage holds there; replicas that are removed
-    leave the tightest card first, new ones go to the fullest card that holds them at the present share, as packing schedulers place
-    them. Bounded by the stage's own maximum; 0 where no card has room for that many.
+    leave the tightest card first, new ones go to the fullest card that holds them, as packing schedulers place them. Bounded by
+    the stage's own maximum; 0 where no card has room for that many.
+
+    Args:
+        room: What is free and held.
+        stage: Whose replicas.
+        allocation: What they have now.
+        replicas: The numbers asked for.
+        share_milli: The share at which new replicas are placed, those that are there having been moved to it; None: the present one.
     """
     own = allocation.gpu_rate.milli if allocation.gpu_rate else 0
+    share = own if share_milli is None else share_milli
     cards = [
-        _Place(card.free_milli, card.held.get(stage.name, 0), card.free_memory // max(1, stage.gpu_memory))
+        _Place(
+            card.free_milli + card.held.get(stage.name, 0) * (own - share),
+            card.held.get(stage.name, 0),
+            card.free_memory // max(1, stage.gpu_memory),
+        )
         for node in room.nodes
         for card in node.gpus
     ]
-    return _reach(cards, own, replicas, stage.limits.gpu_milli_max, allocation.replicas)
+    return _reach(cards, share, replicas, stage.limits.gpu_milli_max, allocation.replicas)
 
 
 def highest_cpu(room: ClusterRoom, stage: StageView, allocation: Allocation, replicas: Sequence[int]) -> list[int]:

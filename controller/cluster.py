@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sair.annotations import GPU_INDEX, GPU_RATE, StageSpec, is_opted_in, parse_grant, parse_stage
+from sair.annotations import (
+    GPU_GRANTED,
+    GPU_INDEX,
+    GPU_RATE,
+    PIPELINE,
+    StageSpec,
+    is_opted_in,
+    parse_grant,
+    parse_stage,
+)
 from sair.errors import InvalidInput, WireError
 from sair.inventory import Card, parse_inventory
 from sair.quantities import GpuRate, Mebibytes, Millicores, parse_quantity
@@ -26,6 +37,9 @@ __all__ = [
 _DEFAULT_CPU: Final = Millicores(1000)
 _DEFAULT_MEMORY: Final = Mebibytes(512)
 _MEBIBYTE: Final = 2**20
+
+_CLOSED: Final = ("node.kubernetes.io/", "node-role.kubernetes.io/")
+"""Taints that only system pods tolerate."""
 
 Kind = Literal["Deployment", "StatefulSet"]
 
@@ -47,6 +61,8 @@ class Workload:
     spec: StageSpec | None
     problem: str = ""
     """Why its annotations cannot be used."""
+    meant: str = ""
+    """``namespace/name`` of the pipeline it names, even if the rest of its annotations cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +78,21 @@ class PodState:
     ready: bool
     alive: bool
     """Neither finished nor being deleted."""
+    occupies: bool
+    """Not finished: what it has is taken, even while it is being deleted."""
     cpu: Millicores
-    """Requests of all containers together."""
+    """Requests of all containers together, as the scheduler counts them."""
     memory: Mebibytes
+    container: str
+    """The chosen container."""
     container_cpu: Millicores
     """Request of the chosen container."""
+    container_limit: Millicores | None
+    """CPU limit of the chosen container."""
+    container_has: Millicores | None
+    """What the node has really given the chosen container; None before the node says."""
+    resize_problem: str = ""
+    """Why the node cannot do a resize that was asked for, now or ever."""
     pipeline: str | None = None
     """``namespace/name``."""
     stage: str | None = None
@@ -74,6 +100,11 @@ class PodState:
     wished: GpuRate | None = None
     granted: GpuRate | None = None
     gpu_index: int | None = None
+
+    @property
+    def key(self) -> str:
+        """``namespace/pod/uid``."""
+        return f"{self.namespace}/{self.name}/{self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +137,14 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
     """
     template = field(raw, "spec", "template", default={})
     annotations = _annotations(template)
-    spec, problem = None, ""
+    spec, problem, meant = None, "", ""
     if is_opted_in(annotations):
+        meant = f"{_name(raw, 'namespace')}/{annotations.get(PIPELINE, '')}"
         try:
             spec = parse_stage(annotations)
         except InvalidInput as error:
             problem = str(error)
-    containers = field(template, "spec", "containers", default=[])
-    chosen = next(
-        (c for c in containers if spec and c.get("name") == spec.container), containers[0] if containers else {}
-    )
+    chosen = _chosen(field(template, "spec", "containers", default=[]), spec)
     return Workload(
         kind=kind,
         namespace=_name(raw, "namespace"),
@@ -127,6 +156,7 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
         container=str(chosen.get("name", "")),
         spec=spec,
         problem=problem,
+        meant=meant,
     )
 
 
@@ -138,36 +168,37 @@ def parse_pod(raw: Mapping[str, Any]) -> PodState:
     """
     namespace, annotations = _name(raw, "namespace"), _annotations(raw)
     containers = field(raw, "spec", "containers", default=[])
-    spec, wished, grant = None, None, None
+    spec: StageSpec | None = None
     if is_opted_in(annotations):
-        try:
+        with contextlib.suppress(InvalidInput):
             spec = parse_stage(annotations)
-            wished = GpuRate.parse(annotations[GPU_RATE], field=GPU_RATE) if GPU_RATE in annotations else None
-            grant = parse_grant(annotations) if GPU_INDEX in annotations else None
-        except InvalidInput:
-            spec = None
-    chosen = next(
-        (c for c in containers if spec and c.get("name") == spec.container), containers[0] if containers else {}
-    )
-    conditions = field(raw, "status", "conditions", default=[])
-    phase = field(raw, "status", "phase", default="")
+    granted, gpu_index = _grant(annotations)
+    chosen = _chosen(containers, spec)
+    phase = field(raw, "status", "phase", default="Pending")
+    occupies = phase not in ("Succeeded", "Failed")
+    cpu, memory = _requests(field(raw, "spec", default={}))
     return PodState(
         namespace=namespace,
         name=_name(raw, "name"),
         uid=_name(raw, "uid"),
         node=field(raw, "spec", "nodeName"),
         host=field(raw, "status", "podIP"),
-        ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions),
-        alive=phase in ("Pending", "Running") and field(raw, "metadata", "deletionTimestamp") is None,
-        cpu=Millicores(sum(_cpu(c) or 0 for c in containers)),
-        memory=Mebibytes(sum(_memory(c) or 0 for c in containers)),
+        ready=_condition(raw, "Ready").get("status") == "True",
+        alive=occupies and field(raw, "metadata", "deletionTimestamp") is None,
+        occupies=occupies,
+        cpu=cpu,
+        memory=memory,
+        container=str(chosen.get("name", "")),
         container_cpu=_cpu(chosen) or _DEFAULT_CPU,
+        container_limit=_millicores(field(chosen, "resources", "limits", "cpu")),
+        container_has=_given(raw, str(chosen.get("name", ""))),
+        resize_problem=_resize_problem(raw),
         pipeline=f"{namespace}/{spec.pipeline}" if spec else None,
         stage=spec.stage if spec else None,
         spec=spec,
-        wished=wished,
-        granted=grant[0] if grant else None,
-        gpu_index=grant[1] if grant else None,
+        wished=_wished(annotations),
+        granted=granted,
+        gpu_index=gpu_index,
     )
 
 
@@ -178,16 +209,18 @@ def parse_node(raw: Mapping[str, Any]) -> NodeState:
         WireError: If its inventory of GPUs is malformed.
     """
     allocatable = field(raw, "status", "allocatable", default={})
-    conditions = field(raw, "status", "conditions", default=[])
-    ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
-    cordoned = bool(field(raw, "spec", "unschedulable", default=False))
+    ready = _condition(raw, "Ready").get("status") == "True"
+    closed = bool(field(raw, "spec", "unschedulable", default=False)) or any(
+        str(taint.get("key", "")).startswith(_CLOSED) and taint.get("effect") != "PreferNoSchedule"
+        for taint in field(raw, "spec", "taints", default=[])
+    )
     cpu = int(parse_quantity(str(allocatable.get("cpu", "0")), field="allocatable.cpu") * 1000)
     memory = int(parse_quantity(str(allocatable.get("memory", "0")), field="allocatable.memory") / _MEBIBYTE)
     return NodeState(
         name=_name(raw, "name"),
         cpu=Millicores(cpu),
         memory=Mebibytes(memory),
-        schedulable=ready and not cordoned,
+        schedulable=ready and not closed,
         cards=parse_inventory(raw),
     )
 
@@ -220,11 +253,82 @@ def _annotations(raw: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _chosen(containers: Sequence[Mapping[str, Any]], spec: StageSpec | None) -> Mapping[str, Any]:
+    """The container of the stage: the annotated one, else the first."""
+    named = (one for one in containers if spec is not None and one.get("name") == spec.container)
+    return next(named, containers[0] if containers else {})
+
+
+def _wished(annotations: Mapping[str, str]) -> GpuRate | None:
+    with contextlib.suppress(InvalidInput):
+        return GpuRate.parse(annotations[GPU_RATE], field=GPU_RATE) if GPU_RATE in annotations else None
+    return None
+
+
+def _grant(annotations: Mapping[str, str]) -> tuple[GpuRate | None, int | None]:
+    """What the extender wrote counts whatever its user wrote beside it."""
+    with contextlib.suppress(InvalidInput):
+        return parse_grant({key: annotations[key] for key in (GPU_GRANTED, GPU_INDEX) if key in annotations}) or (
+            None,
+            None,
+        )
+    return None, None
+
+
+def _condition(raw: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    conditions: Sequence[Mapping[str, Any]] = field(raw, "status", "conditions", default=[])
+    return next((one for one in conditions if one.get("type") == kind), {})
+
+
+def _resize_problem(raw: Mapping[str, Any]) -> str:
+    pending = _condition(raw, "PodResizePending")
+    if pending.get("status") != "True":
+        return ""
+    return f"{pending.get('reason', 'Pending')}: {pending.get('message', 'the node has not resized the pod')}"
+
+
+def _given(raw: Mapping[str, Any], container: str) -> Millicores | None:
+    for status in field(raw, "status", "containerStatuses", default=[]):
+        if status.get("name") == container:
+            return _cpu(status)
+    return None
+
+
+def _requests(spec: Mapping[str, Any]) -> tuple[Millicores, Mebibytes]:
+    """What the scheduler counts: containers and sidecars together, or the largest init container if that is more, and the overhead.
+
+    https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers
+    """
+    running = [(_cpu(one) or 0, _memory(one) or 0) for one in field(spec, "containers", default=[])]
+    most = [(0, 0)]
+    for one in field(spec, "initContainers", default=[]):
+        needs = (_cpu(one) or 0, _memory(one) or 0)
+        if one.get("restartPolicy") == "Always":
+            running.append(needs)
+        else:
+            most.append(needs)
+    overhead = field(spec, "overhead", default={})
+    cpu = max(sum(cpu for cpu, _ in running), *(cpu for cpu, _ in most), 0)
+    memory = max(sum(memory for _, memory in running), *(memory for _, memory in most), 0)
+    return (
+        Millicores(cpu + (_millicores(overhead.get("cpu")) or 0)),
+        Mebibytes(memory + (_mebibytes(overhead.get("memory")) or 0)),
+    )
+
+
 def _cpu(container: Mapping[str, Any]) -> Millicores | None:
-    text = field(container, "resources", "requests", "cpu") or field(container, "resources", "limits", "cpu")
-    return None if text is None else Millicores(int(parse_quantity(str(text), field="cpu") * 1000))
+    request = field(container, "resources", "requests", "cpu")
+    return _millicores(field(container, "resources", "limits", "cpu") if request is None else request)
 
 
 def _memory(container: Mapping[str, Any]) -> Mebibytes | None:
-    text = field(container, "resources", "requests", "memory") or field(container, "resources", "limits", "memory")
-    return None if text is None else Mebibytes(int(parse_quantity(str(text), field="memory") / _MEBIBYTE))
+    request = field(container, "resources", "requests", "memory")
+    return _mebibytes(field(container, "resources", "limits", "memory") if request is None else request)
+
+
+def _millicores(text: object) -> Millicores | None:
+    return None if text is None else Millicores(math.ceil(parse_quantity(str(text), field="cpu") * 1000))
+
+
+def _mebibytes(text: object) -> Mebibytes | None:
+    return None if text is None else Mebibytes(math.ceil(parse_quantity(str(text), field="memory") / _MEBIBYTE))

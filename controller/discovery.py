@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from controller.cluster import ScaleTarget, Workload
 from controller.state import Limits, PipelineView, StageView
-from sair.annotations import Bounds
+from sair.annotations import Bounds, StageSpec
 from sair.errors import InvalidInput
-from sair.pipeline import Mode, Pipeline, StageBounds, topological_order
+from sair.pipeline import Mode, Pipeline, PipelineSpec, PipelineStatus, StageBounds, topological_order
 from sair.quantities import GpuRate, Mebibytes, Millicores, parse_cpu, parse_duration
 
 __all__ = ["DEFAULT_BUDGET_PER_HOUR", "DEFAULT_SLO_S", "Found", "discover"]
 
-T = TypeVar("T")
+T = TypeVar("T", float, Mode)
 
 DEFAULT_SLO_S = 1.0
 """Where neither the Pipeline nor a stage says one."""
@@ -35,11 +35,15 @@ class Found:
     """By stage."""
     conflicts: tuple[str, ...] = ()
     """Why it is held in recommend: stages disagree, or another autoscaler owns a workload."""
-    paused: bool = False
+    status: PipelineStatus = PipelineStatus()
+    """As it stands in the Pipeline object: what an earlier leader wished for."""
 
 
 def discover(
-    workloads: Iterable[Workload], pipelines: Mapping[str, Pipeline], owners: Iterable[ScaleTarget] = ()
+    workloads: Iterable[Workload],
+    pipelines: Mapping[str, Pipeline],
+    owners: Iterable[ScaleTarget] = (),
+    unreadable: Mapping[str, str] | None = None,
 ) -> dict[str, Found]:
     """Group workloads into pipelines.
 
@@ -47,77 +51,110 @@ def discover(
         workloads: All of the cluster.
         pipelines: Pipeline objects by ``namespace/name``.
         owners: What HPAs and ScaledObjects scale.
+        unreadable: What is wrong with those Pipeline objects whose latest version makes no sense.
 
     Returns:
-        By ``namespace/name``. A pipeline whose stages form a cycle or name unknown upstreams is there with that conflict and its
-        stages in alphabetical order.
+        By ``namespace/name``. A pipeline whose stages form a cycle or name unknown upstreams is there with that conflict; of a cycle
+        all stages count as sources, in alphabetical order.
     """
     groups: dict[str, list[Workload]] = {}
+    broken: dict[str, list[str]] = {}
     for workload in workloads:
         if workload.spec is not None:
             groups.setdefault(f"{workload.namespace}/{workload.spec.pipeline}", []).append(workload)
+        elif workload.problem:
+            broken.setdefault(workload.meant, []).append(f"{workload.kind}/{workload.name}: {workload.problem}")
     owned = {(o.namespace, o.kind, o.name): o.owner for o in owners}
-    return {key: _found(key, group, pipelines.get(key), owned) for key, group in groups.items()}
+    found = {}
+    for key, group in groups.items():
+        conflicts = sorted(broken.get(key, ()))
+        if unreadable and key in unreadable:
+            conflicts.append(f"the Pipeline object: {unreadable[key]}")
+        found[key] = _found(key, group, pipelines.get(key), owned, conflicts)
+    return found
 
 
 def _found(
-    key: str, group: list[Workload], pipeline: Pipeline | None, owned: Mapping[tuple[str, str, str], str]
+    key: str,
+    group: list[Workload],
+    pipeline: Pipeline | None,
+    owned: Mapping[tuple[str, str, str], str],
+    conflicts: list[str],
 ) -> Found:
-    conflicts: list[str] = []
+    stages = _stages(group, owned, conflicts)
+    specs = {name: workload.spec for name, workload in stages.items() if workload.spec is not None}
+    upstreams = _upstreams(specs, conflicts)
+    wish = pipeline.spec if pipeline else PipelineSpec()
+    conflicts += [f"spec.bounds names {name}, which is no stage" for name in sorted(wish.bounds.keys() - specs.keys())]
+    slo_s = (
+        parse_duration(wish.slo_p99)
+        if wish.slo_p99
+        else _agreed("slo-p99", (s.slo_p99_s for s in specs.values()), conflicts)
+    )
+    budget = wish.budget_per_hour or _agreed("budget-per-hour", (s.budget_per_hour for s in specs.values()), conflicts)
+    modes: Iterator[Mode | None] = (spec.mode for spec in specs.values())
+    mode: Mode = wish.mode or _agreed("mode", modes, conflicts) or "auto"
+    views = tuple(
+        StageView(
+            name,
+            after,
+            specs[name].gpu_rate is not None,
+            _limits(name, _merged(specs[name].bounds, wish.bounds.get(name)), stages[name], conflicts),
+            specs[name].gpu_memory or Mebibytes(0),
+        )
+        for name, after in upstreams.items()
+    )
+    view = PipelineView(
+        key,
+        views,
+        slo_s=slo_s or DEFAULT_SLO_S,
+        mode="recommend" if conflicts and mode == "auto" else mode,
+        budget_per_hour=budget or DEFAULT_BUDGET_PER_HOUR,
+    )
+    if wish.preference:
+        view = replace(view, preference=wish.preference)
+    return Found(
+        view,
+        {name: stages[name] for name in upstreams},
+        tuple(conflicts),
+        pipeline.status if pipeline else PipelineStatus(),
+    )
+
+
+def _stages(
+    group: list[Workload], owned: Mapping[tuple[str, str, str], str], conflicts: list[str]
+) -> dict[str, Workload]:
     stages: dict[str, Workload] = {}
     for workload in sorted(group, key=lambda each: (each.kind, each.name)):
         assert workload.spec is not None  # noqa: S101  # discover groups those that have one
-        if workload.spec.stage in stages:
-            conflicts.append(
-                f"stage {workload.spec.stage} is claimed by {stages[workload.spec.stage].name} and {workload.name}"
-            )
+        name = workload.spec.stage
+        if name in stages:
+            conflicts.append(f"stage {name} is claimed by {stages[name].name} and {workload.name}")
             continue
-        stages[workload.spec.stage] = workload
+        stages[name] = workload
         owner = owned.get((workload.namespace, workload.kind, workload.name))
         if owner:
             conflicts.append(f"{owner} scales {workload.kind}/{workload.name} as well")
-    specs = {name: workload.spec for name, workload in stages.items() if workload.spec is not None}
+    return stages
+
+
+def _upstreams(specs: Mapping[str, StageSpec], conflicts: list[str]) -> dict[str, tuple[str, ...]]:
+    """Each stage's upstreams, in topological order of the stages."""
+    known = {name: tuple(each for each in spec.after if each in specs) for name, spec in specs.items()}
+    for name, spec in sorted(specs.items()):
+        unknown = [each for each in spec.after if each not in specs]
+        if unknown:
+            conflicts.append(f"stage {name} comes after {', '.join(unknown)}, which the pipeline does not have")
     try:
-        order = topological_order({name: spec.after for name, spec in specs.items()})
+        return {name: known[name] for name in topological_order(known)}
     except InvalidInput as error:
         conflicts.append(str(error))
-        order = tuple(sorted(specs))
-    slo_s = _agreed("slo-p99", {spec.slo_p99_s for spec in specs.values()}, conflicts)
-    modes: set[Mode | None] = {spec.mode for spec in specs.values()}
-    mode: Mode | None = _agreed("mode", modes, conflicts)
-    budget = _agreed("budget-per-hour", {spec.budget_per_hour for spec in specs.values()}, conflicts)
-    wish = pipeline.spec if pipeline else None
-    views = []
-    for name in order:
-        spec, workload = specs[name], stages[name]
-        bounds = _merged(spec.bounds, wish.bounds.get(name) if wish else None)
-        known = set(specs)
-        after = tuple(each for each in spec.after if each in known)
-        views.append(
-            StageView(
-                name, after, spec.gpu_rate is not None, _limits(bounds, workload), spec.gpu_memory or Mebibytes(0)
-            )
-        )
-    if wish and wish.slo_p99:
-        slo_s = parse_duration(wish.slo_p99)
-    wished = wish.mode if wish else None
-    chosen: Mode = wished or mode or "auto"
-    if conflicts and chosen == "auto":
-        chosen = "recommend"
-    view = PipelineView(
-        key,
-        tuple(views),
-        slo_s=slo_s or DEFAULT_SLO_S,
-        mode=chosen,
-        budget_per_hour=(wish.budget_per_hour if wish and wish.budget_per_hour else budget) or DEFAULT_BUDGET_PER_HOUR,
-    )
-    if wish and wish.preference:
-        view = replace(view, preference=wish.preference)
-    return Found(view, {name: stages[name] for name in order}, tuple(conflicts), paused=chosen == "off")
+        return {name: () for name in sorted(specs)}
 
 
 def _agreed(what: str, said: Iterable[T | None], conflicts: list[str]) -> T | None:
-    values = sorted({value for value in said if value is not None}, key=str)
+    """What all say who say anything; if they disagree, the least: the strictest SLO, the smallest budget."""
+    values = sorted({value for value in said if value is not None})
     if len(values) > 1:
         conflicts.append(f"the stages disagree on {what}: {', '.join(map(str, values))}")
     return values[0] if values else None
@@ -136,17 +173,52 @@ def _merged(own: Bounds, wish: StageBounds | None) -> Bounds:
     )
 
 
-def _limits(bounds: Bounds, workload: Workload) -> Limits:
+def _limits(name: str, bounds: Bounds, workload: Workload, conflicts: list[str]) -> Limits:
+    """Bounds with all defaults filled in; a default gives way to a bound that somebody set."""
     default = Limits()
-    cpu_max = bounds.cpu_max or Millicores(max(workload.cpu, min(default.cpu_max, workload.cpu * _SLACK)))
+    low, high = bounds.gpu_rate_min, bounds.gpu_rate_max
+    gpu = _range(
+        f"{name} gpu-rate",
+        (low.milli if low else None, high.milli if high else None),
+        (default.gpu_milli_min, default.gpu_milli_max),
+        conflicts,
+    )
+    replicas = _range(
+        f"{name} replicas",
+        (bounds.replicas_min, bounds.replicas_max),
+        (default.replicas_min, max(default.replicas_max, workload.replicas)),
+        conflicts,
+    )
+    cpu = _range(
+        f"{name} cpu",
+        (bounds.cpu_min, bounds.cpu_max),
+        (min(default.cpu_min, workload.cpu), max(workload.cpu, min(default.cpu_max, workload.cpu * _SLACK))),
+        conflicts,
+    )
     return Limits(
-        replicas_min=bounds.replicas_min or default.replicas_min,
-        replicas_max=bounds.replicas_max or default.replicas_max,
-        cpu_min=bounds.cpu_min or min(default.cpu_min, workload.cpu),
-        cpu_max=cpu_max,
+        replicas_min=replicas[0],
+        replicas_max=replicas[1],
+        cpu_min=Millicores(cpu[0]),
+        cpu_max=Millicores(cpu[1]),
         # Memory is never changed on live pods.
         memory_min=workload.memory,
         memory_max=workload.memory,
-        gpu_milli_min=bounds.gpu_rate_min.milli if bounds.gpu_rate_min else default.gpu_milli_min,
-        gpu_milli_max=bounds.gpu_rate_max.milli if bounds.gpu_rate_max else default.gpu_milli_max,
+        gpu_milli_min=gpu[0],
+        gpu_milli_max=gpu[1],
     )
+
+
+def _range(
+    what: str, wanted: tuple[int | None, int | None], default: tuple[int, int], conflicts: list[str]
+) -> tuple[int, int]:
+    low, high = wanted
+    if low is not None and high is not None:
+        if low > high:  # one stands in the Pipeline, the other in an annotation
+            conflicts.append(f"the least {what} is above the most, by the Pipeline and the annotations together")
+            return high, high
+        return low, high
+    if low is not None:
+        return low, max(low, default[1])
+    if high is not None:
+        return min(high, default[0]), high
+    return default

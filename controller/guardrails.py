@@ -119,7 +119,7 @@ def growing(stage: StageObservation, threshold_s: float) -> bool:
 def stale(situation: Situation, scrape_interval_s: float) -> str | None:
     """Why the metrics cannot be trusted for a downward step, None if they can."""
     observation = situation.observation
-    if not observation.age_s <= 2 * scrape_interval_s:
+    if not observation.age_s < 2 * scrape_interval_s:
         return f"metrics are {observation.age_s:.0f} s old"
     numbers = [observation.arrivals_per_s, observation.cost_per_hour]
     for stage in situation.view.stages:
@@ -313,6 +313,8 @@ class SafeDescent:
 
     def _modelled(self, action: Action, falling: list[StageDelta], case: Case) -> str | None:
         """What the identified model says of utilisation and P99 after the step, at the rate that the knobs are set for."""
+        if not case.model.complete:
+            return "not every stage has been measured"
         limit_s = case.situation.latency_limit_s
         forecast = case.model.forecast(project_all(case.current, action), only_ready=True)
         for delta in falling:
@@ -418,7 +420,7 @@ class Reserve:
             stage = case.model.stages.get(delta.stage)
             if delta.replicas >= 0:
                 return delta
-            if stage and not case.model.shortfall(stage, project(case.current[delta.stage], delta).replicas) > 1e-9:
+            if stage and not case.model.shortfall(stage, project(case.current[delta.stage], delta)) > 1e-9:
                 return delta
             lacking.append(delta.stage)
             return replace(delta, replicas=0)

@@ -32,6 +32,10 @@ _GIVEN_DEVIATION: Final = 0.25
 _MODEL_ERROR: Final = 0.03
 """Relative error of a window's mean that more requests do not average out."""
 
+_SURPRISE: Final = 4.0
+_KEPT_AFTER_SURPRISE: Final = 0.3
+"""A measurement so many standard deviations away says that the stage has changed: most of what was known of it there is dropped."""
+
 _SCV_MAX: Final = 25.0
 _SAMPLES_LEAST: Final = 5.0
 _PRIOR_SAMPLES: Final = 20.0
@@ -156,13 +160,18 @@ def fit_stage(
     keep = 0.5 ** (max(0.0, now - fit.updated_s) / half_life_s)
     measured = stage.service_s * batch / fit.scale_s
     phi = _features(cores, rate, batch, fit.uses_gpu)
-    precision = 1.0 / (measured**2 * (fit.scv / samples + _MODEL_ERROR**2))
+    theta = np.array(fit.theta)
+    expected = float(phi @ theta)
+    # Weighed by the mean of both: by the measurement alone, a stage that becomes slower would be believed later than a faster one.
+    noise = ((measured + expected) / 2.0) ** 2 * (fit.scv / samples + _MODEL_ERROR**2)
+    precision = 1.0 / noise
     information = np.array(fit.information).reshape(_PARTS, _PARTS)
+    if abs(measured - expected) > _SURPRISE * math.sqrt(float(phi @ fit.covariance @ phi) + noise):
+        keep = min(keep, _KEPT_AFTER_SURPRISE)
     leverage = information @ phi
     total = float(phi @ leverage)
     if total > 0:
         information = information - (1.0 - keep) * np.outer(leverage, leverage) / total
-    theta = np.array(fit.theta)
     before = information
     information = information + precision * np.outer(phi, phi)
     theta = np.linalg.solve(information, before @ theta + precision * phi * measured)

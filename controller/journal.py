@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import msgspec
 
 from controller.decision import Decision
 from controller.experience import Experience
+from controller.knowledge import Learned
 from controller.llm.policy import Trace
 from controller.menu import Menu
-from controller.state import Action, KnobOutcome, Observation, PipelineView
+from controller.state import Action, ClusterRoom, KnobOutcome, Observation, PipelineView
+from controller.tuning import Tuning
 
-__all__ = ["RoundReport", "concluded_record", "decision_record", "outcome_record"]
+__all__ = [
+    "CHECKPOINT_ROUNDS",
+    "RoundReport",
+    "concluded_record",
+    "decision_record",
+    "fingerprint",
+    "outcome_record",
+    "plain_allocations",
+]
 
 _MAX_REPLY = 4000
+
+CHECKPOINT_ROUNDS = 20
+"""How often a record carries the learned state itself: some kilobytes, too much for every round of a journal of 10,000 records."""
+
+_SMALL_BYTES = 2048
+"""A learned state up to this size is written every round."""
 
 
 @dataclass(slots=True)
@@ -41,6 +58,12 @@ class RoundReport:
     """Why there was no decision."""
     reflexes: list[tuple[float, Action]] = field(default_factory=list)
     """What the reflex did since the round before, with its time."""
+    room: ClusterRoom | None = None
+    """What the cluster could hold when the round was decided."""
+    learned: Learned | None = None
+    """What was known when the round was decided."""
+    tuning: Tuning | None = None
+    """What it was decided with."""
 
     @property
     def limited(self) -> str:
@@ -54,6 +77,7 @@ def decision_record(report: RoundReport) -> dict[str, str]:
     decision, menu = report.decision, report.menu
     if report.observation is not None:
         record["observation_json"] = _json(report.observation)
+    record |= _replayable(report)
     if menu is not None:
         record["retrieved_json"] = _json(
             [{"id": r.experience.id, "score": r.score, "similarity": r.similarity} for r in menu.recollections]
@@ -66,8 +90,8 @@ def decision_record(report: RoundReport) -> dict[str, str]:
             "policy": decision.policy,
             "wished": str(decision.wished),
             "action": str(decision.action),
-            "before_json": _json(_plain(decision.before)),
-            "after_json": _json(_plain(decision.after)),
+            "before_json": _json(plain_allocations(decision.before)),
+            "after_json": _json(plain_allocations(decision.after)),
             "verdicts_json": _json(decision.verdicts),
             "reason": decision.reason,
             "bottleneck": decision.bottleneck or "",
@@ -123,7 +147,42 @@ def _common(report: RoundReport, kind: str) -> dict[str, str]:
     return {"kind": kind, "round": str(report.round), "time": time, "time_s": repr(report.time_s)}
 
 
-def _plain(allocations: Mapping[str, Any]) -> dict[str, Any]:
+def _replayable(report: RoundReport) -> dict[str, str]:
+    """What deciding the round again needs beside the observation."""
+    record = {"view_json": _json(report.view)}
+    if report.room is not None:
+        record["room_json"] = _json(report.room)
+    if report.tuning is not None:
+        record["tuning_json"] = _json(_changed(report.tuning))
+    if report.learned is not None:
+        text = _json(report.learned)
+        record["learned_sha256"] = _digest(text)
+        if len(text) <= _SMALL_BYTES or report.round % CHECKPOINT_ROUNDS == 0:
+            record["learned_json"] = text
+    return record
+
+
+def fingerprint(learned: Learned) -> str:
+    """What ``learned_sha256`` holds of a learned state: the first 16 hexadecimal digits."""
+    return _digest(_json(learned))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(tuning: Tuning) -> dict[str, Any]:
+    """The parameters that differ from their defaults."""
+    plain: dict[str, Any] = {}
+    for each in fields(tuning):
+        value = getattr(tuning, each.name)
+        if value != getattr(Tuning(), each.name):
+            plain[each.name] = msgspec.to_builtins(value) if is_dataclass(value) else value
+    return plain
+
+
+def plain_allocations(allocations: Mapping[str, Any]) -> dict[str, Any]:
+    """Allocations as ``before_json`` and ``after_json`` hold them: CPU in millicores, memory in MiB, GPU share in thousandths."""
     return {
         name: {
             "replicas": a.replicas,

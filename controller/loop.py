@@ -122,7 +122,7 @@ class PipelineLoop:
     async def round(self, view: PipelineView) -> RoundReport:
         """Run one round; never raises for what is away, always ends in a journal record."""
         knowledge = self._knowledge or await self._recall(view)
-        report = RoundReport(view, knowledge.learned.round, self._world.clock.now())
+        report = RoundReport(view, knowledge.learned.round, self._world.clock.now(), tuning=self._tuning)
         report.reflexes, self._reflexes = self._reflexes, []
         try:
             knowledge = await self._observed(knowledge, view, report)
@@ -207,6 +207,7 @@ class PipelineLoop:
         assert report.observation is not None  # noqa: S101  # _observed sets it or raises
         room = await self._world.room(self.key)
         situation = Situation(view, report.observation, room, report.time_s)
+        report.room, report.learned = room, knowledge.learned
         menu = rounds.candidates(knowledge, situation, self._tuning)
         report.menu = menu
         proposal = await self._proposal(knowledge, menu, report)

@@ -23,6 +23,8 @@ __all__ = ["Plan", "cheapest", "steps_towards", "violation"]
 _MOVE_PENALTY: Final = 0.03
 """What adding or removing a replica must save at least, as a share of the stage's cost: replicas are slow to come back."""
 
+_NEARLY: Final = 0.05
+
 _CEILING_REPLICAS: Final = 6
 """Replicas beyond the present ones that a plan looks at; the next round looks further."""
 
@@ -103,22 +105,26 @@ def _options(model: PipelineModel, stage: StageModel) -> _Options:
     )
     counts, cores, shares = (each.ravel() for each in np.meshgrid(replicas, cpus, rates, indexing="ij"))
     # What is there already is not measured against the room again.
-    reach_cpu = np.array(
-        [max(stage.reach_cpu[count - 1], now.cpu if count <= now.replicas else 0) for count in replicas]
-    )
     held = now.gpu_rate.milli if now.gpu_rate else 1000
-    reach_gpu = np.array(
-        [max(stage.reach_milli[count - 1], held if count <= now.replicas else 0) for count in replicas]
-    )
-    place = counts - replicas[0]
-    possible = (cores <= reach_cpu[place]) & ((shares <= reach_gpu[place]) | (not now.gpu_rate))
-    lacking = np.array([model.shortfall(stage, count) for count in replicas])
+    fits, lacking = np.ones((len(replicas), len(rates)), dtype=bool), np.zeros((len(replicas), len(rates)))
+    for row, count in enumerate(replicas):
+        for column, share in enumerate(rates):
+            if now.gpu_rate:
+                fits[row, column] = share <= max(
+                    stage.highest_milli(count, share), held if count <= now.replicas else 0
+                )
+            rate = GpuRate(share) if now.gpu_rate else None
+            lacking[row, column] = model.shortfall(stage, replace(now, replicas=count, gpu_rate=rate))
+    reach_cpu = np.array([max(stage.highest_cpu(count), now.cpu if count <= now.replicas else 0) for count in replicas])
+    rows, columns = counts - replicas[0], np.searchsorted(rates, shares)
+    possible, lack = (cores <= reach_cpu[rows]) & fits[rows, columns], lacking[rows, columns]
     if not possible.any():
         possible = (counts == now.replicas) & (cores == now.cpu) & (shares == held)
         if not possible.any():
             possible = np.ones(counts.size, dtype=bool)
-    least = float(lacking[place][possible].min())
-    kept = possible & (lacking[place] <= least + 1e-9)
+    # Where nothing covers the reserve, what comes near to the most there is will do: the last per cent can cost many replicas.
+    least = float(lack[possible].min())
+    kept = possible & (lack <= (least + _NEARLY if least > 1e-9 else 1e-9))
     counts, cores, shares = counts[kept], cores[kept], shares[kept]
     extra = stage.backlog / model.round_s / stage.visits
     mean, variance, used = stage.sojourn(
@@ -205,20 +211,19 @@ def _bridge(
         if targets[name].replicas <= stage.ready:
             continue
         now, target = current[name], targets[name]
-        reach = max(0, min(len(stage.reach_milli), max(1, now.replicas)) - 1)
+        standing = max(1, now.replicas)
         while True:
             ahead = {**bridged, name: target}
             forecast = model.forecast(ahead, only_ready=True)
             if forecast.p99_s <= limit_s and forecast.utilisations[name] <= model.tuning.utilisation_limit:
                 break
-            high = stage.view.limits
-            if target.gpu_rate and target.gpu_rate.milli < min(high.gpu_milli_max, stage.reach_milli[reach]):
-                milli = min(high.gpu_milli_max, stage.reach_milli[reach], target.gpu_rate.milli + GPU_STEP_MILLI)
-                target = replace(target, gpu_rate=GpuRate(milli))
-            elif not target.gpu_rate and target.cpu < min(high.cpu_max, stage.reach_cpu[reach]):
-                target = replace(
-                    target, cpu=Millicores(min(high.cpu_max, stage.reach_cpu[reach], target.cpu + CPU_STEP))
-                )
+            if target.gpu_rate:
+                most = stage.highest_milli(standing, now.gpu_rate.milli if now.gpu_rate else 1)
+                if target.gpu_rate.milli >= most:
+                    break
+                target = replace(target, gpu_rate=GpuRate(min(most, target.gpu_rate.milli + GPU_STEP_MILLI)))
+            elif target.cpu < stage.highest_cpu(standing):
+                target = replace(target, cpu=Millicores(min(stage.highest_cpu(standing), target.cpu + CPU_STEP)))
             else:
                 break
         bridged[name] = target

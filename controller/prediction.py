@@ -14,7 +14,7 @@ from controller.identification import StageFit, fitted_curve, service_time_error
 from controller.knowledge import Knowledge
 from controller.model import Array, StageLoad, capacity_per_s, mean_batch, pipeline_p99_s, sojourn, utilisation
 from controller.peak import recent_peak, reserve_rate
-from controller.state import Allocation, PipelineView, StageView
+from controller.state import Allocation, ClusterRoom, PipelineView, StageView
 from controller.tuning import Tuning
 
 __all__ = ["Forecast", "PipelineModel", "StageModel", "visits"]
@@ -49,12 +49,24 @@ class StageModel:
     ready: int
     backlog: float
     """Tasks waiting now."""
-    reach_replicas: tuple[int, ...]
-    """Numbers of replicas that the reach is known for, 1 to the maximum."""
-    reach_milli: tuple[int, ...]
-    """Highest GPU share the cards would allow for each."""
-    reach_cpu: tuple[int, ...]
-    """Highest CPU in millicores the nodes would allow for each."""
+    room: ClusterRoom
+    _reaches: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def highest_milli(self, replicas: int, share_milli: int) -> int:
+        """Highest GPU share the cards would allow so many replicas that were placed at a share; thousandths, 0 where they do not fit."""
+        if share_milli not in self._reaches:
+            self._reaches[share_milli] = highest_rate(self.room, self.view, self.allocation, self._counts, share_milli)
+        return self._reaches[share_milli][min(replicas, len(self._counts)) - 1]
+
+    def highest_cpu(self, replicas: int) -> int:
+        """Highest CPU in millicores the nodes would allow so many replicas."""
+        if 0 not in self._reaches:
+            self._reaches[0] = highest_cpu(self.room, self.view, self.allocation, self._counts)
+        return self._reaches[0][min(replicas, len(self._counts)) - 1]
+
+    @property
+    def _counts(self) -> range:
+        return range(1, max(self.view.limits.replicas_max, self.allocation.replicas) + 1)
 
     def load(self, arrivals_per_s: float) -> StageLoad:
         """The stage's load if so many requests per second enter the pipeline."""
@@ -75,16 +87,27 @@ class StageModel:
         """What so many replicas can serve with full batches, requests per second at this stage."""
         return capacity_per_s(fitted_curve(self.fit), servers, cores, rate)
 
-    def reachable_per_s(self, replicas: int, caution: float = 0.0) -> float:
-        """Σ over replicas of μ at the highest knobs that limits and room allow, requests per second at this stage."""
+    def reachable_per_s(self, replicas: int, share_milli: int | None = None, caution: float = 0.0) -> float:
+        """Σ over replicas of μ at the highest knobs that limits and room allow, requests per second at this stage.
+
+        Args:
+            replicas: How many.
+            share_milli: The GPU share at which they are placed before the burst; None: the present one.
+            caution: Standard deviations of the fit.
+        """
+        allocation = self.allocation
+        own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
+        placed = own if share_milli is None else share_milli
+        # Replicas that no card holds wait and serve nothing. What is there already is not measured against the room again.
+        there = min(replicas, allocation.replicas)
+        while self.view.uses_gpu and replicas > there and self.highest_milli(replicas, placed) < placed:
+            replicas -= 1
         if replicas < 1:
             return 0.0
-        place = min(replicas, len(self.reach_replicas)) - 1
-        milli, cpu = self.reach_milli[place], self.reach_cpu[place]
-        allocation = self.allocation
-        now = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
-        cores = max(cpu, allocation.cpu if replicas <= allocation.replicas else 1) / 1000
-        rate = max(milli, now if replicas <= allocation.replicas else 1) / 1000 if self.view.uses_gpu else 1.0
+        cores = max(self.highest_cpu(replicas), allocation.cpu if replicas <= there else 1) / 1000
+        rate = 1.0
+        if self.view.uses_gpu:
+            rate = max(self.highest_milli(replicas, placed), min(own, placed) if replicas <= there else 1) / 1000
         longer = 1.0 + caution * float(service_time_error(self.fit, cores, rate)) if caution else 1.0
         return self.capacity_per_s(replicas, cores, rate) / longer
 
@@ -107,7 +130,7 @@ class PipelineModel:
     _known: dict[tuple[str, float, int, int, float, float], tuple[float, float, float]] = field(
         default_factory=dict, compare=False, repr=False
     )
-    _lacking: dict[tuple[str, int], float] = field(default_factory=dict, compare=False, repr=False)
+    _lacking: dict[tuple[str, int, int], float] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out before: a menu asks for the same stage at the same allocation many times."""
 
     @classmethod
@@ -127,7 +150,6 @@ class PipelineModel:
             at, fit = observation.stage(stage.name), learned.fits.get(stage.name)
             if at is None or fit is None:
                 continue
-            counts = tuple(range(1, stage.limits.replicas_max + 1))
             stages[stage.name] = StageModel(
                 view=stage,
                 fit=fit,
@@ -135,11 +157,7 @@ class PipelineModel:
                 allocation=at.allocation,
                 ready=at.ready,
                 backlog=max(0.0, at.queue_depth) if np.isfinite(at.queue_depth) else 0.0,
-                reach_replicas=counts,
-                reach_milli=tuple(highest_rate(situation.room, stage, at.allocation, counts))
-                if stage.uses_gpu
-                else counts,
-                reach_cpu=tuple(highest_cpu(situation.room, stage, at.allocation, counts)),
+                room=situation.room,
             )
         now = situation.now
         recent = recent_peak(learned.peaks, now, tuning.recent_peak_window_s)
@@ -175,7 +193,7 @@ class PipelineModel:
         """Predict for one set of allocations.
 
         Args:
-            allocations: Of all stages; stages never measured count with their cost alone.
+            allocations: Of all stages; a stage that was never measured or is not observed now adds nothing to the latency.
             arrivals_per_s: Load; the rate the knobs are set for if None.
             only_ready: Replicas that are not ready yet serve nothing.
             backlog: What waits now must be served within a round, on top of the arrivals.
@@ -188,8 +206,8 @@ class PipelineModel:
         shortfall = 0.0
         for stage in self.view.stages:
             model = self.stages.get(stage.name)
-            allocation = allocations[stage.name]
-            if model is None:
+            allocation = allocations.get(stage.name)
+            if model is None or allocation is None:
                 sojourns[stage.name] = (0.0, 0.0)
                 continue
             servers = min(allocation.replicas, model.ready) if only_ready else allocation.replicas
@@ -197,7 +215,7 @@ class PipelineModel:
             mean, variance, used = self._at(model, arrivals + extra, servers, allocation, careful)
             sojourns[stage.name] = mean, variance
             busy[stage.name] = used
-            shortfall = max(shortfall, self.shortfall(model, allocation.replicas))
+            shortfall = max(shortfall, self.shortfall(model, allocation))
         return Forecast(
             self.correction * pipeline_p99_s(self.view, sojourns),
             effective_cost(allocations.values(), self.tuning.prices),
@@ -216,13 +234,16 @@ class PipelineModel:
             self._known[key] = float(found[0]), float(found[1]), float(found[2])
         return self._known[key]
 
-    def shortfall(self, model: StageModel, replicas: int) -> float:
+    def shortfall(self, model: StageModel, allocation: Allocation) -> float:
         """Share of the reserve that a stage lacks at its highest knobs, 0 if it has it."""
-        key = (model.view.name, replicas)
+        milli = allocation.gpu_rate.milli if allocation.gpu_rate else 0
+        key = (model.view.name, allocation.replicas, milli)
         if key not in self._lacking:
             needed = self.reserve_per_s * model.visits
-            lacking = 1.0 - model.reachable_per_s(replicas, self.tuning.caution) / needed if needed > 0 else 0.0
-            self._lacking[key] = max(0.0, lacking)
+            reach = (
+                model.reachable_per_s(allocation.replicas, milli or None, self.tuning.caution) if needed > 0 else 0.0
+            )
+            self._lacking[key] = max(0.0, 1.0 - reach / needed) if needed > 0 else 0.0
         return self._lacking[key]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -15,26 +14,35 @@ from controller.state import Action, Allocation, StageDelta
 from sair.errors import EntryError, InvalidInput
 from sair.quantities import GpuRate, Mebibytes, Millicores
 
-__all__ = ["from_fields", "to_fields"]
+__all__ = ["LARGEST", "allocations_from_json", "from_fields", "to_fields"]
 
 T = TypeVar("T")
 
+LARGEST: Final = 1e12
+"""No quantity that SAIR stores comes near it; beyond it sums of squares would overflow."""
+
 _MAX_TEXT = 2000
 _MAX_CONTEXT = 256
+_MAX_FEATURE = 1000.0
+_MAX_STAGES = 100
+
+_Step = Annotated[int, msgspec.Meta(ge=-(10**9), le=10**9)]
+_Amount = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 
 class _Delta(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    replicas: int = 0
-    cpu_m: int = 0
-    memory_mi: int = 0
-    gpu_milli: int = 0
+    replicas: _Step = 0
+    cpu_m: _Step = 0
+    memory_mi: _Step = 0
+    gpu_milli: _Step = 0
 
 
 class _Allocation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    replicas: int
-    cpu_m: int
-    memory_mi: int
-    gpu_milli: int | None = None
+    replicas: _Amount
+    cpu_m: _Amount
+    memory_mi: _Amount
+    gpu_milli: _Amount | None = None
 
 
 def to_fields(experience: Experience) -> dict[str, str]:
@@ -104,17 +112,17 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
             raise EntryError(f"{key} {name}", value, allowed) from error
 
     def number(name: str) -> float:
-        return read(name, _finite, "a finite number")
+        return read(name, _finite, f"a finite number of at most {LARGEST:g}")
 
     return Experience(
         id=identifier,
         pipeline=pipeline,
         round=read("round", _count, "a whole number of rounds"),
         time_s=number("time_s"),
-        context=read("context_json", _context, f"a JSON list of at most {_MAX_CONTEXT} finite numbers"),
+        context=read("context_json", _context, f"a JSON list of at most {_MAX_CONTEXT} numbers up to {_MAX_FEATURE:g}"),
         action=read("action_json", _action, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
         before=read("before_json", _before, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
-        load_bucket=read("load_bucket", int, "a whole number"),
+        load_bucket=read("load_bucket", _bucket, "a whole number of at most six digits"),
         previous_latency_ratio=number("previous_latency_ratio"),
         outcome=Outcome(number("latency_ratio"), number("cost_ratio"), number("miss_ratio")),
         reward=RewardTerms(
@@ -128,39 +136,63 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
         predicted_reward=number("predicted_reward") if text("predicted_reward", default="") else None,
         policy=text("policy")[:_MAX_TEXT],
         arrivals_per_s=number("arrivals_per_s"),
-        bottleneck=text("bottleneck", default="") or None,
-        note=text("note", default=""),
+        bottleneck=text("bottleneck", default="")[:_MAX_TEXT] or None,
+        note=text("note", default="")[:_MAX_TEXT],
     )
 
 
 def _finite(value: str) -> float:
     parsed = float(value)
-    if not math.isfinite(parsed):
+    if not abs(parsed) <= LARGEST:
+        raise ValueError(value)
+    return parsed
+
+
+def _bucket(value: str) -> int:
+    parsed = int(value)
+    if abs(parsed) > 999_999:
         raise ValueError(value)
     return parsed
 
 
 def _count(value: str) -> int:
     parsed = int(value)
-    if parsed < 0:
+    if not 0 <= parsed <= LARGEST:
         raise ValueError(value)
     return parsed
 
 
 def _context(value: str) -> tuple[float, ...]:
     parsed: Any = msgspec.json.decode(value, type=list[float])
-    if len(parsed) > _MAX_CONTEXT or not all(map(math.isfinite, parsed)):
+    if len(parsed) > _MAX_CONTEXT or not all(abs(value) <= _MAX_FEATURE for value in parsed):
         raise ValueError(value)
     return tuple(parsed)
 
 
+def _few(stages: Mapping[str, object]) -> None:
+    if len(stages) > _MAX_STAGES:
+        raise ValueError(f"{len(stages)} stages")
+
+
 def _action(value: str) -> Action:
-    deltas = msgspec.json.decode(value, type=dict[str, _Delta])
+    deltas = msgspec.json.decode(value, type=dict[_Name, _Delta])
+    _few(deltas)
     return Action.of(StageDelta(name, d.replicas, d.cpu_m, d.memory_mi, d.gpu_milli) for name, d in deltas.items())
 
 
+def allocations_from_json(value: str) -> dict[str, Allocation]:
+    """Read ``before_json``: stages with replicas, cpu_m, memory_mi, gpu_milli.
+
+    Raises:
+        ValueError: If it is no such JSON (msgspec's errors are ValueErrors).
+        InvalidInput: If a share is out of range.
+    """
+    return dict(_before(value))
+
+
 def _before(value: str) -> tuple[tuple[str, Allocation], ...]:
-    raw = msgspec.json.decode(value, type=dict[str, _Allocation])
+    raw = msgspec.json.decode(value, type=dict[_Name, _Allocation])
+    _few(raw)
     return tuple(
         (
             name,

@@ -17,6 +17,7 @@ __all__ = ["MirroredMemory"]
 _log = get_logger("memory")
 
 _PENDING_DECISIONS = 2_000
+_DAMAGE_LOGGED = 20
 
 
 @dataclass(slots=True)
@@ -60,11 +61,17 @@ class MirroredMemory:
             self._went_away(error)
             return Loaded(tuple(mirror.experiences.values()), mirror.state)
         self.available = True
-        for damage in loaded.damaged:
+        for damage in loaded.damaged[:_DAMAGE_LOGGED]:
             _log.error(
-                "an experience in Redis cannot be read; it stays there and is not used",
+                "an entry in Redis cannot be read; it stays there and is not used",
                 entry=damage.field,
                 problem=str(damage),
+            )
+        if len(loaded.damaged) > _DAMAGE_LOGGED:
+            _log.error(
+                "more entries in Redis cannot be read; sair memory stats counts them",
+                pipeline=pipeline,
+                entries=len(loaded.damaged) - _DAMAGE_LOGGED,
             )
         for experience in loaded.experiences:
             mirror.experiences.setdefault(experience.id, experience)

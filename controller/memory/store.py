@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
 import redis.asyncio as redis
+from redis.exceptions import RedisClusterException
 
 from controller.experience import Experience, Outcome
 from controller.memory.codec import from_fields, to_fields
+from controller.memory.connection import connect, parse_url
 from controller.memory.keys import SCHEMA, SCHEMA_KEY, Keys, pipeline_of
 from sair.errors import EntryError, MemoryUnavailable, SchemaVersionError
 
-__all__ = ["DEFAULT_CAPACITY", "FrontierPoint", "Loaded", "Store"]
+__all__ = ["DEFAULT_CAPACITY", "FrontierPoint", "Loaded", "Store", "translated"]
 
 DEFAULT_CAPACITY = 10_000
 """Experiences kept per pipeline: 3.5 days of rounds every 30 s, about 15 MB in Redis."""
 
 _JOURNAL_LENGTH = 10_000
 _BATCH = 500
-_TIMEOUT_S = 2.0
+_LARGEST_EXPERIENCE_BYTES = 1_000_000
+"""Ours take about 2 kB; what is larger is not even fetched."""
+_LARGEST_STATE_BYTES = 16_000_000
+_LONGEST_ID = 200
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,12 +53,14 @@ class Loaded:
     """Entries that could not be read; they are left in place for a person to look at."""
 
 
-def _translated(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def translated(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Decorator: whatever the Redis client raises becomes MemoryUnavailable."""
+
     @functools.wraps(call)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await call(*args, **kwargs)
-        except (redis.RedisError, OSError, TimeoutError) as error:
+        except (redis.RedisError, RedisClusterException, OSError, TimeoutError) as error:
             raise MemoryUnavailable(f"Redis: {type(error).__name__}: {error}") from error
 
     return wrapper
@@ -72,17 +79,23 @@ class Store:
 
     @classmethod
     def from_url(cls, url: str) -> Store:
-        """Connect lazily to ``redis://[user:password@]host:port/db``, or ``rediss://`` for TLS."""
-        client = redis.from_url(
-            url, decode_responses=True, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        )
-        return cls(client)
+        """Connect lazily to one server, through Sentinels, or to a cluster; see ``connection.parse_url`` for the forms.
+
+        Raises:
+            InvalidInput: If the URL is malformed.
+        """
+        return cls(connect(parse_url(url)))
+
+    @property
+    def client(self) -> Any:
+        """The Redis client."""
+        return self._redis
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
 
-    @_translated
+    @translated
     async def ensure_schema(self) -> None:
         """Claim an empty Redis for this layout, or check that it has it.
 
@@ -96,7 +109,7 @@ class Store:
         if found != SCHEMA:
             raise SchemaVersionError(found, SCHEMA, f"sair memory migrate --to {SCHEMA}")
 
-    @_translated
+    @translated
     async def restore(
         self,
         pipeline: str,
@@ -107,13 +120,18 @@ class Store:
     ) -> None:
         """Write experiences of one pipeline, the controller's state and the frontier, and drop what is evicted.
 
-        Up to 500 experiences go in one transaction; writing one twice changes nothing.
+        Up to 500 experiences go in one transaction; writing one twice changes nothing. The schema version is written before it:
+        in a cluster its key lives in another slot.
+
+        Raises:
+            MemoryUnavailable: If Redis cannot be reached, or a key is in the way that is of another type; names it.
+            SchemaVersionError: If Redis has another layout.
         """
+        await self.ensure_schema()
         keys = Keys(pipeline)
         for start in range(0, max(1, len(experiences)), _BATCH):
             batch = experiences[start : start + _BATCH]
             async with self._redis.pipeline(transaction=True) as multi:
-                multi.set(SCHEMA_KEY, SCHEMA, nx=True)
                 for experience in batch:
                     name = keys.experience(experience.id)
                     multi.delete(name)
@@ -123,48 +141,135 @@ class Store:
                     multi.zadd(keys.surprisals, {experience.id: experience.surprisal})
                 if start + _BATCH >= len(experiences):
                     self._finish(multi, keys, state, frontier, tuple(evicted))
-                await multi.execute()
+                try:
+                    await multi.execute()
+                except redis.ResponseError as error:
+                    raise await self._explained(keys, error) from error
 
-    @_translated
+    @translated
     async def save_state(self, pipeline: str, state: Mapping[str, str]) -> None:
         """Write the controller's state alone."""
         await self._redis.hset(Keys(pipeline).controller, mapping=dict(state))
 
-    @_translated
+    @translated
     async def load(self, pipeline: str, limit: int = DEFAULT_CAPACITY) -> Loaded:
-        """Read the newest ``limit`` experiences of a pipeline and the controller's state."""
+        """Read the newest ``limit`` experiences of a pipeline and the controller's state.
+
+        Raises:
+            MemoryUnavailable: If Redis cannot be reached, or the index is no sorted set.
+        """
         keys = Keys(pipeline)
-        identifiers = (await self._redis.zrevrange(keys.experiences, 0, limit - 1))[::-1]
+        try:
+            identifiers = (await self._redis.zrevrange(keys.experiences, 0, limit - 1))[::-1]
+        except redis.ResponseError as error:
+            raise await self._explained(keys, error) from error
         experiences: list[Experience] = []
         damaged: list[EntryError] = []
         for start in range(0, len(identifiers), _BATCH):
-            batch = identifiers[start : start + _BATCH]
-            async with self._redis.pipeline(transaction=False) as many:
-                for identifier in batch:
-                    many.hgetall(keys.experience(identifier))
-                answers = await many.execute()
-            for identifier, fields in zip(batch, answers, strict=True):
-                try:
-                    experiences.append(from_fields(keys.experience(identifier), pipeline, identifier, fields))
-                except EntryError as error:
-                    damaged.append(error)
-        state = await self._redis.hgetall(keys.controller)
-        return Loaded(tuple(experiences), state, tuple(damaged))
+            for read in await self._read(pipeline, identifiers[start : start + _BATCH]):
+                if isinstance(read, Experience):
+                    experiences.append(read)
+                else:
+                    damaged.append(read)
+        state = await self._fetch([keys.controller], _LARGEST_STATE_BYTES)
+        if isinstance(state[0], EntryError):
+            damaged.append(state[0])
+        return Loaded(tuple(experiences), {} if isinstance(state[0], EntryError) else state[0], tuple(damaged))
 
-    @_translated
+    @translated
+    async def get(self, pipeline: str, identifiers: Sequence[str]) -> dict[str, Experience | EntryError]:
+        """Some experiences by id; an EntryError for each that is not there or cannot be read."""
+        found: dict[str, Experience | EntryError] = {}
+        for start in range(0, len(identifiers), _BATCH):
+            batch = identifiers[start : start + _BATCH]
+            found |= zip(batch, await self._read(pipeline, batch), strict=True)
+        return found
+
+    async def _read(self, pipeline: str, identifiers: Sequence[str]) -> list[Experience | EntryError]:
+        keys = Keys(pipeline)
+        names = [keys.experience(identifier) for identifier in identifiers]
+        found: list[Experience | EntryError] = []
+        for identifier, name, fields in zip(
+            identifiers, names, await self._fetch(names, _LARGEST_EXPERIENCE_BYTES), strict=True
+        ):
+            if isinstance(fields, EntryError):
+                found.append(fields)
+            elif len(identifier) > _LONGEST_ID:
+                found.append(EntryError(f"{keys.experiences} id", identifier, f"at most {_LONGEST_ID} characters"))
+            elif not fields:
+                found.append(EntryError(f"{keys.experiences} {identifier[:_LONGEST_ID]}", None, f"a hash at {name}"))
+            else:
+                try:
+                    found.append(from_fields(name, pipeline, identifier, fields))
+                except EntryError as error:
+                    found.append(error)
+        return found
+
+    async def _fetch(self, names: Sequence[str], largest_bytes: int) -> list[dict[str, str] | EntryError]:
+        """Some hashes, each only if it is one and not larger than it may be."""
+        async with self._redis.pipeline(transaction=False) as many:
+            for name in names:
+                many.memory_usage(name, samples=0)
+            sizes = await many.execute(raise_on_error=False)
+        small = [name for name, size in zip(names, sizes, strict=True) if not isinstance(size, int) or size <= largest_bytes]
+        answers: dict[str, Any] = {}
+        if small:
+            async with self._redis.pipeline(transaction=False) as many:
+                for name in small:
+                    many.hgetall(name)
+                answers = dict(zip(small, await many.execute(raise_on_error=False), strict=True))
+        found: list[dict[str, str] | EntryError] = []
+        for name, size in zip(names, sizes, strict=True):
+            answer = answers.get(name)
+            if name not in answers:
+                found.append(EntryError(f"{name} size", f"{size} bytes", f"at most {largest_bytes} bytes"))
+            elif isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+                found.append(EntryError(f"{name} type", await self._redis.type(name), "a hash"))
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                found.append(dict(answer or {}))
+        return found
+
+    async def _explained(self, keys: Keys, error: redis.ResponseError) -> MemoryUnavailable:
+        """Redis' WRONGTYPE does not say which key: look."""
+        kinds = {
+            keys.experiences: "zset",
+            keys.rewards: "zset",
+            keys.surprisals: "zset",
+            keys.frontier: "hash",
+            keys.decisions: "stream",
+            keys.controller: "hash",
+        }
+        if "WRONGTYPE" not in str(error):
+            return MemoryUnavailable(f"Redis: {type(error).__name__}: {error}")
+        wrong = []
+        for name, expected in kinds.items():
+            found = str(await self._redis.type(name))
+            if found not in (expected, "none"):
+                wrong.append(f"{name} is a {found}, not a {expected}")
+        return MemoryUnavailable(f"Redis: WRONGTYPE: {'; '.join(wrong) or error}")
+
+    @translated
     async def forget(self, pipeline: str) -> int:
         """Delete everything about a pipeline; gives how many keys there were."""
-        names = [key async for key in self._redis.scan_iter(match=_literal(Keys(pipeline).everything), count=1000)]
+        names = await self.keys(pipeline)
         for start in range(0, len(names), _BATCH):
             await self._redis.unlink(*names[start : start + _BATCH])
         return len(names)
 
-    @_translated
+    @translated
+    async def keys(self, pipeline: str) -> list[str]:
+        """The names of all keys of a pipeline."""
+        found = self._redis.scan_iter(match=_literal(Keys(pipeline).everything), count=1000)
+        return sorted({str(key) async for key in found})
+
+    @translated
     async def count(self, pipeline: str) -> int:
         """How many experiences Redis holds of a pipeline."""
         return int(await self._redis.zcard(Keys(pipeline).experiences))
 
-    @_translated
+    @translated
     async def top(self, pipeline: str, by: str, count: int) -> list[tuple[str, float]]:
         """The ids with the highest ``experiences`` (time), ``rewards`` or ``surprisals`` score, highest first."""
         key = {
@@ -176,7 +281,7 @@ class Store:
             (str(name), float(score)) for name, score in await self._redis.zrevrange(key, 0, count - 1, withscores=True)
         ]
 
-    @_translated
+    @translated
     async def pipelines(self) -> tuple[str, ...]:
         """All pipelines that memory knows."""
         found = set()
@@ -186,15 +291,17 @@ class Store:
                 found.add(pipeline)
         return tuple(sorted(found))
 
-    @_translated
+    @translated
     async def append_decision(self, pipeline: str, record: Mapping[str, str]) -> str:
         """Append a record to the pipeline's journal; gives its stream id."""
-        identifier = await self._redis.xadd(
-            Keys(pipeline).decisions, dict(record), maxlen=_JOURNAL_LENGTH, approximate=True
-        )
+        keys = Keys(pipeline)
+        try:
+            identifier = await self._redis.xadd(keys.decisions, dict(record), maxlen=_JOURNAL_LENGTH, approximate=True)
+        except redis.ResponseError as error:
+            raise await self._explained(keys, error) from error
         return str(identifier)
 
-    @_translated
+    @translated
     async def decisions(self, pipeline: str, count: int) -> list[tuple[str, dict[str, str]]]:
         """The newest records of the journal, newest first, each with its stream id."""
         return [

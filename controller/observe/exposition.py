@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,10 +12,11 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from controller.observe.histogram import Histogram, add
 from sair.annotations import MetricsEndpoint
 from sair.errors import MetricError
 
-__all__ = ["PIPELINE_LATENCY", "SERVICE", "Histogram", "Scrape", "parse_exposition"]
+__all__ = ["PIPELINE_LATENCY", "SERVICE", "Scrape", "parse_exposition"]
 
 SERVICE: Final = "sair_stage_service_seconds"
 """Optional histogram or summary of the time a replica works on a request, waiting excluded."""
@@ -23,17 +25,12 @@ PIPELINE_LATENCY: Final = "sair_pipeline_latency_seconds"
 """Optional histogram of the whole pipeline's latency, exported by its last stage."""
 
 _CPU: Final = "process_cpu_seconds_total"
-_MOST = 1e15
+_MOST: Final = 1e15
 """No honest counter of ours is larger: 10^15 requests are 30 years at a million a second."""
-_MAX_BUCKETS: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Cumulative counts by upper bound, seconds; the last bound is +Inf."""
-
-    bounds: tuple[float, ...] = ()
-    counts: tuple[float, ...] = ()
+_MAX_SAMPLES: Final = 5_000
+"""Parsing takes about 20 µs a sample, on the loop that renews the Lease."""
+_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
+_DECLARED: Final = re.compile(r"#[ \t]+TYPE[ \t]+([a-zA-Z_:][a-zA-Z0-9_:]*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class Scrape:
 
 
 def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scrape:
-    """Read what a stage's pod exports.
+    """Read what a stage's pod exports. A needed metric may be declared without samples, as labelled ones are before first use.
 
     Args:
         text: Prometheus' text format.
@@ -63,40 +60,64 @@ def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scr
         time_s: When it was scraped, Unix seconds.
 
     Raises:
-        MetricError: Names the metric; if the text is malformed, a needed metric is missing, or a value is NaN, infinite, negative
-            or absurdly large.
+        MetricError: Names the metric; if a line of interest is malformed, a needed metric is missing, or a value is NaN, infinite,
+            negative or absurdly large.
     """
     wanted = {
         endpoint.queue,
         endpoint.arrivals,
         _CPU,
-        *(
-            f"{name}{suffix}"
-            for name in (endpoint.latency, PIPELINE_LATENCY, SERVICE)
-            for suffix in ("_bucket", "_sum", "_count")
-        ),
+        f"{SERVICE}_sum",
+        f"{SERVICE}_count",
+        f"{endpoint.latency}_bucket",
+        f"{PIPELINE_LATENCY}_bucket",
     }
-    samples: dict[str, list[Sample]] = {}
-    try:
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name in wanted:
-                    samples.setdefault(sample.name, []).append(sample)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise MetricError("exposition", str(error)[:80], "Prometheus' text format") from error
-    for name in (endpoint.queue, endpoint.arrivals):
-        if name not in samples:
-            raise MetricError(name, None, "the metric to be exported")
+    lines, declared = _of_interest(text, wanted)
+    samples = _samples(lines)
+    for name, shown in (
+        (endpoint.queue, endpoint.queue),
+        (endpoint.arrivals, endpoint.arrivals),
+        (endpoint.latency, f"{endpoint.latency}_bucket"),
+    ):
+        if shown not in samples and name not in declared:
+            raise MetricError(shown, None, "the metric to be exported")
     return Scrape(
         time_s=time_s,
-        arrivals=_total(samples[endpoint.arrivals]),
-        queue=_total(samples[endpoint.queue]),
-        latency=_histogram(endpoint.latency, samples),
-        pipeline=_histogram(PIPELINE_LATENCY, samples),
+        arrivals=_total(samples.get(endpoint.arrivals, ())),
+        queue=_total(samples.get(endpoint.queue, ())),
+        latency=_histogram(f"{endpoint.latency}_bucket", samples),
+        pipeline=_histogram(f"{PIPELINE_LATENCY}_bucket", samples),
         service_sum_s=_optional(f"{SERVICE}_sum", samples),
         service_count=_optional(f"{SERVICE}_count", samples),
         cpu_s=_optional(_CPU, samples),
     )
+
+
+def _of_interest(text: str, wanted: set[str]) -> tuple[list[str], set[str]]:
+    """The lines of wanted samples, and the names that are declared: an exporter's other thousand series cost nothing."""
+    lines: list[str] = []
+    declared: set[str] = set()
+    for line in text.split("\n"):
+        match = _NAME.match(line)
+        if match is not None:
+            if match[0] in wanted:
+                lines.append(line)
+        elif line.startswith("#") and (declaration := _DECLARED.match(line)):
+            declared.add(declaration[1])
+    if len(lines) > _MAX_SAMPLES:
+        raise MetricError("exposition", len(lines), f"at most {_MAX_SAMPLES} samples of a stage's own metrics")
+    return lines, declared
+
+
+def _samples(lines: Iterable[str]) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = {}
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append(sample)
+    except Exception as error:  # the parser raises whatever it stumbles over
+        raise MetricError("exposition", str(error)[:80], "Prometheus' text format") from error
+    return samples
 
 
 def _total(samples: Iterable[Sample]) -> float:
@@ -114,22 +135,23 @@ def _checked(name: str, value: float) -> float:
 
 
 def _histogram(name: str, samples: dict[str, list[Sample]]) -> Histogram:
-    """Sum the series of all label sets, bucket by bucket."""
-    totals: dict[float, float] = {}
-    for sample in samples.get(f"{name}_bucket", ()):
+    """Sum of the series of all label sets, each of which may have buckets of its own."""
+    series: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
+    for sample in samples.get(name, ()):
+        labels = dict(sample.labels)
         try:
-            bound = float(sample.labels["le"])
+            bound = float(labels.pop("le"))
         except (KeyError, ValueError) as error:
-            raise MetricError(f"{name}_bucket", sample.labels.get("le"), "a number in the label le") from error
+            raise MetricError(name, sample.labels.get("le"), "a number in the label le") from error
         if math.isnan(bound):
-            raise MetricError(f"{name}_bucket", bound, "a number in the label le")
-        totals[bound] = totals.get(bound, 0.0) + _checked(sample.name, sample.value)
-    if not totals:
-        return Histogram()
-    if len(totals) > _MAX_BUCKETS:
-        raise MetricError(f"{name}_bucket", len(totals), f"at most {_MAX_BUCKETS} buckets")
-    bounds = tuple(sorted(totals))
-    counts = tuple(totals[bound] for bound in bounds)
-    if bounds[-1] != math.inf or any(high < low for low, high in pairwise(counts)):
-        raise MetricError(f"{name}_bucket", counts[-1], 'cumulative counts up to le="+Inf"')
-    return Histogram(bounds, counts)
+            raise MetricError(name, bound, "a number in the label le")
+        buckets = series.setdefault(tuple(sorted(labels.items())), {})
+        buckets[bound] = _checked(name, sample.value)
+    whole = Histogram()
+    for buckets in series.values():
+        bounds = tuple(sorted(buckets))
+        counts = tuple(buckets[bound] for bound in bounds)
+        if bounds[-1] != math.inf or any(high < low for low, high in pairwise(counts)):
+            raise MetricError(name, counts[-1], 'cumulative counts up to le="+Inf"')
+        whole = add(whole, Histogram(bounds, counts))
+    return whole

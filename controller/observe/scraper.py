@@ -38,16 +38,18 @@ class Scraper:
 
     Args:
         session: HTTP client; stays open.
-        wall: Unix seconds.
+        now: The world's time, Unix seconds.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, wall: Callable[[], float]) -> None:
+    def __init__(self, session: aiohttp.ClientSession, now: Callable[[], float]) -> None:
         self._session = session
-        self._wall = wall
+        self._now = now
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self.series: dict[str, PodSeries] = {}
         self.failures = 0
         """Scrapes that failed, ever."""
+        self.problems: dict[str, str] = {}
+        """What was wrong with the last scrape of a pod, for those with which something was."""
 
     async def scrape(self, targets: Iterable[Target]) -> None:
         """Scrape all targets once; never raises, failures are counted and logged."""
@@ -55,19 +57,24 @@ class Scraper:
 
     def keep_only(self, keys: Iterable[str]) -> None:
         """Forget pods that are gone."""
-        for key in self.series.keys() - set(keys):
+        kept = set(keys)
+        for key in self.series.keys() - kept:
             del self.series[key]
+        for key in self.problems.keys() - kept:
+            del self.problems[key]
 
     async def _one(self, target: Target) -> None:
         try:
             async with self._slots:
                 text = await self._fetch(target)
             # The time of the answer, not of the question: counters are read when the pod writes them.
-            scrape = parse_exposition(text, target.endpoint, self._wall())
+            scrape = parse_exposition(text, target.endpoint, self._now())
         except (MetricsUnavailable, MetricError) as error:
             self.failures += 1
+            self.problems[target.key] = str(error)
             _log.warning("a scrape failed", pod=target.key, problem=str(error))
             return
+        self.problems.pop(target.key, None)
         self.series.setdefault(target.key, PodSeries()).append(scrape)
 
     async def _fetch(self, target: Target) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from controller.observe.exposition import Histogram, Scrape
-from controller.observe.quantile import add, increase
+from controller.observe.exposition import Scrape
+from controller.observe.histogram import Histogram, add, increase
 
-__all__ = ["KEPT_S", "PodSeries", "StageWindow", "window_of"]
+__all__ = ["KEPT_S", "PodSeries", "StageWindow", "peak_of", "window_of"]
 
 KEPT_S = 120.0
 """How long scrapes are kept, seconds."""
@@ -59,8 +59,6 @@ class StageWindow:
     """Cores used, over all pods; None if no pod says."""
     oldest_s: float
     """Time of the newest scrape of the pod that was silent longest."""
-    peak_arrivals_per_s: float
-    """Highest rate between two scrapes, over all pods."""
 
 
 def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageWindow | None:
@@ -73,7 +71,7 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
     latency, pipeline = Histogram(), Histogram()
     service_sum = service_count = cpu = 0.0
     has_cpu = False
-    covered, peak = 0.0, 0.0
+    covered = 0.0
     oldest = now
     for series in pods.values():
         scrapes = series.between(now - seconds, now)
@@ -87,10 +85,9 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
         span = scrapes[-1].time_s - scrapes[0].time_s
         covered = max(covered, span)
         arrivals += _grown(s.arrivals for s in scrapes) / span
-        peak += max(_grown((a.arrivals, b.arrivals)) / (b.time_s - a.time_s) for a, b in pairwise(scrapes))
         for before, after in pairwise(scrapes):
             done = increase(before.latency, after.latency)
-            departures += (done.counts[-1] if done.counts else 0.0) / span
+            departures += done.total / span
             latency = add(latency, done)
             pipeline = add(pipeline, increase(before.pipeline, after.pipeline))
         sums = [s.service_sum_s for s in scrapes if s.service_sum_s is not None]
@@ -114,8 +111,23 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
         service_s=service_sum / service_count if service_count > 0 else None,
         cpu_cores=cpu if has_cpu else None,
         oldest_s=oldest,
-        peak_arrivals_per_s=peak,
     )
+
+
+def peak_of(pods: Mapping[str, PodSeries], now: float, seconds: float, step_s: float = 5.0) -> float:
+    """Highest arrival rate over ``step_s``, over all pods together, within the last ``seconds``; 0 if nothing is known.
+
+    Between two scrapes a pod's requests count as spread evenly.
+    """
+    steps = max(1, int(seconds / step_s))
+    arrived = [0.0] * steps
+    for series in pods.values():
+        for a, b in pairwise(series.between(now - steps * step_s, now)):
+            rate = _grown((a.arrivals, b.arrivals)) / (b.time_s - a.time_s)
+            for place in range(steps):
+                begin = now - (place + 1) * step_s
+                arrived[place] += rate * max(0.0, min(b.time_s, begin + step_s) - max(a.time_s, begin))
+    return max(arrived) / step_s
 
 
 def _grown(values: Iterable[float]) -> float:

@@ -150,13 +150,21 @@ class Plant:
             self.engine.add_replica(stage, self._next_server, allocation.cpu / 1000, share, self.now)
 
     def _settle(self) -> None:
-        """Give what has become free to what waits for it: raises of a share first, then replicas in the order of their wishes."""
-        if self._waiting or any(one.granted_milli != one.desired_milli for one in self.cluster.replicas.values()):
+        """Give what has become free to what waits for it: raises first, then replicas in the order of their wishes."""
+        short = [one for one in self.cluster.replicas.values() if not one.retiring and self._is_short(one)]
+        if self._waiting or short:
             self._charge()
+            for one in short:
+                self._resize_in_place(one)
             for one in self.cluster.settle_shares():
                 at = self.now + GPU_RATE_DELAY_S
                 self.engine.set_share(one.stage, one.server, one.granted_milli / 1000, at)
             self._waiting = [one for one in self._waiting if self._start(one)]
+
+    def _is_short(self, one: Replica) -> bool:
+        """Some wish for this replica is still open."""
+        wanted = self.wished[one.stage]
+        return one.granted_milli != one.desired_milli or one.cpu != wanted.cpu or one.memory != wanted.memory
 
     def apply(self, wanted: Mapping[str, Allocation]) -> list[KnobOutcome]:
         """Ask for allocations; stages not named stay as they are.
@@ -217,18 +225,22 @@ class Plant:
             node = self.cluster.plans[one.node].name
             if wanted.gpu_rate is not None:
                 one.desired_milli = wanted.gpu_rate.milli
+            self._resize_in_place(one)
             if one.cpu != wanted.cpu:
-                if self.cluster.free_cpu(one.node) + one.cpu < wanted.cpu:
-                    reasons[stage, "cpu"] = f"{node} has not {wanted.cpu - one.cpu}m CPU left"
-                else:
-                    one.cpu = wanted.cpu
-                    self.engine.set_cores(stage, one.server, one.cpu / 1000, self.now + CPU_RESIZE_DELAY_S)
+                reasons[stage, "cpu"] = f"{node} has not {wanted.cpu - one.cpu}m CPU left"
             if one.memory != wanted.memory:
-                if self.cluster.free_memory(one.node) + one.memory < wanted.memory:
-                    reasons[stage, "memory"] = f"{node} has not {wanted.memory - one.memory}Mi left"
-                else:
-                    one.memory = wanted.memory
+                reasons[stage, "memory"] = f"{node} has not {wanted.memory - one.memory}Mi left"
         return reasons
+
+    def _resize_in_place(self, one: Replica) -> None:
+        """Give a replica the CPU and memory its stage is wished to have, each as far as its node has room."""
+        wanted = self.wished[one.stage]
+        assert one.node is not None  # noqa: S101 - live replicas are placed
+        if one.cpu != wanted.cpu and self.cluster.free_cpu(one.node) + one.cpu >= wanted.cpu:
+            one.cpu = wanted.cpu
+            self.engine.set_cores(one.stage, one.server, one.cpu / 1000, self.now + CPU_RESIZE_DELAY_S)
+        if one.memory != wanted.memory and self.cluster.free_memory(one.node) + one.memory >= wanted.memory:
+            one.memory = wanted.memory
 
     def _live(self, stage: str) -> list[Replica]:
         return [one for one in self.cluster.replicas.values() if one.stage == stage and not one.retiring]

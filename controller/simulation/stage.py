@@ -10,9 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from heapq import heapify, heappush, heapreplace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from controller.simulation.service import ServiceLaw
 
 __all__ = ["StageQueue"]
@@ -176,18 +173,6 @@ class StageQueue:
                 if free_at > now and self._batches[server]:
                     left += free_at - now
         return self._busy - left
-
-    def services(self, since: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Durations (seconds) and sizes of the services that ended after ``since``."""
-        first = bisect_right(self.batch_t, since)
-        return np.array(self.batch_s[first:]), np.array(self.batch_n[first:], dtype=float)
-
-    def sojourns(self, since: float) -> NDArray[np.float64]:
-        """Time in the stage, waiting included, of the tasks that left after ``since``; seconds."""
-        first = bisect_right(self.departed_t, since)
-        admitted = self.admitted_t
-        entered = np.array([admitted[entry] for entry in self.departed_entry[first:]], dtype=np.float64)
-        return np.asarray(np.array(self.departed_t[first:], dtype=np.float64) - entered)
 
     # Time
 
@@ -360,31 +345,8 @@ class StageQueue:
     def copy(self, since: float) -> StageQueue:
         """An independent copy that remembers only what left after ``since``."""
         other = StageQueue.__new__(StageQueue)
-        for name in (
-            "law",
-            "demand",
-            "deadline",
-            "queue_limit",
-            "arrived",
-            "done",
-            "dropped",
-            "head",
-            "_busy",
-            "_tables",
-        ):
+        for name in self.__slots__:  # lists of history are shared until forget() below replaces them
             setattr(other, name, getattr(self, name))
-        for name in (
-            "tasks",
-            "admitted_t",
-            "started_t",
-            "departed_t",
-            "departed_entry",
-            "batch_t",
-            "batch_s",
-            "batch_n",
-        ):
-            setattr(other, name, getattr(self, name))
-        other.dropped_t = self.dropped_t
         other.retiring = list(self.retiring)
         other._heap = list(self._heap)
         other._batches = dict(self._batches)

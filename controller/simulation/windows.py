@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.simulation.engine import Engine
+from controller.simulation.stage import StageQueue
 from controller.state import Allocation, StageObservation
 from sair.quantities import GpuRate
 
@@ -67,13 +68,13 @@ def observe_stage(
     queue, law = engine.queues[place], engine.stages[place].law
     end, begin = engine.sample(place), engine.sample_at(place, since)
     span = max(end.time_s - begin.time_s, 1e-9)
-    durations, sizes = queue.services(since)
+    durations, sizes = _services(queue, since)
     share = (granted_milli or 1000) / 1000
     cores = wished.cpu / 1000
     batch = float(sizes.mean()) if len(sizes) else 1.0
     busy = (end.busy_s - begin.busy_s) / max(end.ready_s - begin.ready_s, 1e-9)
     time_s = law.time_s(batch, cores, share)
-    sojourns = queue.sojourns(since)
+    sojourns = _sojourns(queue, since)
     samples = engine.samples[place]
     first = bisect_right(samples, since, key=lambda sample: sample.time_s)
     scv = None
@@ -96,3 +97,17 @@ def observe_stage(
         p99_s=float(np.percentile(sojourns, 99)) if len(sojourns) else None,
         mean_batch=float(sizes.mean()) if len(sizes) else None,
     )
+
+
+def _services(queue: StageQueue, since: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Durations (seconds) and sizes of the services that ended after ``since``."""
+    first = bisect_right(queue.batch_t, since)
+    return np.array(queue.batch_s[first:]), np.array(queue.batch_n[first:], dtype=float)
+
+
+def _sojourns(queue: StageQueue, since: float) -> NDArray[np.float64]:
+    """Time in the stage, waiting included, of the tasks that left after ``since``; seconds."""
+    first = bisect_right(queue.departed_t, since)
+    admitted = queue.admitted_t
+    entered = np.array([admitted[entry] for entry in queue.departed_entry[first:]], dtype=np.float64)
+    return np.asarray(np.array(queue.departed_t[first:], dtype=np.float64) - entered)

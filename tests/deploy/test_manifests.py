@@ -53,7 +53,7 @@ def test_only_the_node_agent_touches_the_node(folder: str) -> None:
 def test_every_image_is_pinned_by_a_tag_that_is_not_latest(folder: str) -> None:
     for workload in workloads(folder):
         for name, container in workload.containers():
-            assert re.fullmatch(r"[a-z0-9.-]+(/[a-z0-9._-]+)+:(?!latest)[A-Za-z0-9._-]+", container["image"]), name
+            assert re.fullmatch(r"[a-z0-9.-]+(/[a-z0-9._-]+)*:(?!latest)[A-Za-z0-9._-]+", container["image"]), name
             for variable in container.get("env", ()):
                 if variable["name"].endswith("_IMAGE"):
                     assert re.search(r":(?!latest)[\w.-]+$", variable["value"]), name

@@ -1,22 +1,27 @@
 """An analytic model of a stage with dynamic batches, for the predictive baselines: sizes with their latency at a load.
 
 The batch settles where the stage keeps up: the smallest n with λ · t(n)/(n · c) ≤ 0.8. A task then waits for its batch's turn as in an
-M/G/c queue (Allen and Cunneen, with Sakasegawa's approximation of Erlang's C) of services of t(n)/n, and is served for t(n).
+M/G/c queue of services of s = t(n)/n, and is served for t(n). Waiting (Allen and Cunneen, with Sakasegawa's approximation of Erlang's C):
+
+P(W > 0) ≈ u^(√(2(c + 1)) − 1),  E[W] = P(W > 0) · s/(c · (1 − u)) · (fan-out + SCV)/2,  past u = 0.97 continued by a line.
+
+It stands apart from the controller's own model on purpose: a baseline must not move with what it is compared to.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from controller.model import StageLoad, waiting
 from controller.simulation.service import ServiceLaw
 
 __all__ = ["StageLatency", "settled_batch", "stage_latency"]
 
 _KEEPS_UP: Final = 0.8
+_SATURATED: Final = 0.97
+_OVERLOAD_S: Final = 30.0
+"""Slope of the line: seconds of wait per unit of utilisation too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,12 @@ def stage_latency(
     size = settled_batch(law, rate_per_s, replicas, cores, share)
     service_s = law.time_s(size, cores, share)
     each_s = service_s / size
-    load = StageLoad(rate_per_s, fan_out)
-    delayed, wait = waiting(load, replicas, each_s, law.scv / size)
+    utilisation = rate_per_s * each_s / replicas
+    below = min(utilisation, _SATURATED)
+    delayed = below ** (math.sqrt(2 * (replicas + 1)) - 1)
+    spread = (max(1.0, fan_out) + law.scv / size) / 2
+    wait_s = delayed * each_s / (replicas * (1 - below)) * spread + max(0.0, utilisation - _SATURATED) * _OVERLOAD_S
     together_s = max(0.0, fan_out - 1) * each_s / replicas
-    wait_s, probability = float(wait), float(np.maximum(delayed, 1e-9))
-    wait_variance = max(0.0, 2 * wait_s**2 / probability - wait_s**2)
+    wait_variance = max(0.0, 2 * wait_s**2 / max(delayed, 1e-9) - wait_s**2)
     variance = service_s**2 * law.scv / size + wait_variance + together_s * each_s
-    return StageLatency(rate_per_s * each_s / replicas, service_s + wait_s + together_s, variance)
+    return StageLatency(utilisation, service_s + wait_s + together_s, variance)

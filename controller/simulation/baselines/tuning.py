@@ -182,12 +182,19 @@ class TunedSettings:
 
     hpa: HpaSetting
     rate_target: RateTargetSetting
+    mpc: MpcSetting
 
 
 TUNED: Final[Mapping[str, TunedSettings]] = {
-    "image-classification": TunedSettings(HpaSetting(0.35, 0.3, 60.0), RateTargetSetting(0.6, 3.0, 30.0)),
-    "nlp": TunedSettings(HpaSetting(0.65, 1.0, 60.0), RateTargetSetting(0.6, 4.0, 30.0)),
-    "text-generation": TunedSettings(HpaSetting(0.65, 1.0, 60.0), RateTargetSetting(0.6, 3.0, 30.0)),
-    "multi-frame-video": TunedSettings(HpaSetting(0.35, 0.3, 300.0), RateTargetSetting(0.5, 4.0, 30.0)),
+    "image-classification": TunedSettings(
+        HpaSetting(0.35, 0.3, 60.0), RateTargetSetting(0.6, 3.0, 30.0), MpcSetting(3.0, 0.6, 1.2)
+    ),
+    "nlp": TunedSettings(HpaSetting(0.65, 1.0, 60.0), RateTargetSetting(0.6, 4.0, 30.0), MpcSetting(1.3, 0.6, 1.2)),
+    "text-generation": TunedSettings(
+        HpaSetting(0.65, 1.0, 60.0), RateTargetSetting(0.6, 3.0, 30.0), MpcSetting(3.0, 0.8, 1.2)
+    ),
+    "multi-frame-video": TunedSettings(
+        HpaSetting(0.35, 0.3, 300.0), RateTargetSetting(0.5, 4.0, 30.0), MpcSetting(3.0, 0.8, 1.0)
+    ),
 }
 """By pipeline; ``benchmarks/tune_baselines.py`` finds them again."""

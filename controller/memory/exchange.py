@@ -1,0 +1,163 @@
+"""Memory as JSON Lines: a header with the schema version, then experiences, controller states and journal records, a line each.
+
+::
+
+    {"kind":"header","schema":"1"}
+    {"kind":"experience","pipeline":"default/vision","id":"00000012-0","fields":{…as in Redis…}}
+    {"kind":"state","pipeline":"default/vision","fields":{…}}
+    {"kind":"decision","pipeline":"default/vision","id":"1700000000000-0","fields":{…}}
+
+The frontier is not written: it follows from the experiences.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+from controller.experience import Experience
+from controller.memory.codec import from_fields, to_fields
+from controller.memory.keys import SCHEMA
+from sair.errors import EntryError
+
+__all__ = ["LINE_CHARACTERS_MAX", "Archived", "header", "parse", "updated_s", "written"]
+
+LINE_CHARACTERS_MAX: Final = 32_000_000
+"""The learned state and its checkpoints are the longest lines, some 100 kB."""
+
+_DAY_MS: Final = 86_400_000
+_Fields: TypeAlias = dict[str, str]
+_Name = Annotated[str, msgspec.Meta(min_length=3, max_length=330)]
+_Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_PIPELINE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_STREAM_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+_EXPERIENCE_ID = re.compile(r"[0-9A-Za-z_.\-]+")
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    kind: str
+    schema: str = ""
+    pipeline: _Name | None = None
+    id: _Identifier | None = None
+    fields: _Fields | None = None
+
+
+@dataclass(slots=True)
+class Archived:
+    """What a file or a Redis holds of one pipeline."""
+
+    experiences: dict[str, Experience] = field(default_factory=dict)
+    state: Mapping[str, str] = field(default_factory=dict)
+    decisions: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+    """Stream ids and fields, oldest first."""
+
+
+def written(pipeline: str, archived: Archived) -> Iterable[str]:
+    """The lines of one pipeline, each with its line feed; ``header()`` goes before the first."""
+    for identifier, experience in archived.experiences.items():
+        yield _encoded(_Line("experience", pipeline=pipeline, id=identifier, fields=to_fields(experience)))
+    if archived.state:
+        yield _encoded(_Line("state", pipeline=pipeline, fields=dict(archived.state)))
+    for identifier, fields in archived.decisions:
+        yield _encoded(_Line("decision", pipeline=pipeline, id=identifier, fields=dict(fields)))
+
+
+def header() -> str:
+    """The first line of every file."""
+    return _encoded(_Line("header", schema=SCHEMA))
+
+
+def parse(name: str, lines: Iterable[str], now_s: float) -> dict[str, Archived]:
+    """Read a file whole.
+
+    Args:
+        name: Of the file, for error messages.
+        lines: Its lines.
+        now_s: Unix time; journal records of later than tomorrow would keep every later one out of a stream.
+
+    Returns:
+        By pipeline.
+
+    Raises:
+        EntryError: Names file, line and field of the first line that is malformed.
+    """
+    found: dict[str, Archived] = {}
+    number = 0
+    for number, text in enumerate(lines, 1):
+        place = f"{name}:{number}"
+        if number == 1:
+            _check_header(place, text)
+        elif text.strip():
+            _take(place, _decoded(place, text), found, now_s)
+    if number == 0:
+        raise EntryError(f"{name}:1 kind", None, "a header line: the file is empty")
+    return found
+
+
+def _check_header(place: str, text: str) -> None:
+    line = _decoded(place, text)
+    if line.kind != "header":
+        raise EntryError(f"{place} kind", line.kind, "header on the first line")
+    if line.schema != SCHEMA:
+        raise EntryError(f"{place} schema", line.schema, f"{SCHEMA}, the version this program reads")
+
+
+def _decoded(place: str, text: str) -> _Line:
+    if len(text) > LINE_CHARACTERS_MAX:
+        raise EntryError(f"{place} line", f"{len(text)} characters", f"at most {LINE_CHARACTERS_MAX}")
+    try:
+        return msgspec.json.decode(text, type=_Line)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise EntryError(f"{place} line", text, f"a JSON object as sair memory export writes it ({error})") from error
+
+
+def _take(place: str, line: _Line, found: dict[str, Archived], now_s: float) -> None:
+    if line.kind not in ("experience", "state", "decision"):
+        raise EntryError(f"{place} kind", line.kind, "experience, state or decision")
+    if line.pipeline is None or not _PIPELINE.fullmatch(line.pipeline):
+        raise EntryError(f"{place} pipeline", line.pipeline, "namespace/name")
+    if line.fields is None:
+        raise EntryError(f"{place} fields", None, "an object of texts")
+    archived = found.setdefault(line.pipeline, Archived())
+    if line.kind == "state":
+        archived.state = line.fields
+    elif line.kind == "experience":
+        if line.id is None or not _EXPERIENCE_ID.fullmatch(line.id):
+            raise EntryError(f"{place} id", line.id, "letters, digits, dots, dashes and underscores")
+        archived.experiences[line.id] = from_fields(place, line.pipeline, line.id, line.fields)
+    else:
+        _take_decision(place, line, archived, now_s)
+
+
+def _take_decision(place: str, line: _Line, archived: Archived, now_s: float) -> None:
+    identifier = line.id or ""
+    if not _STREAM_ID.fullmatch(identifier) or int(identifier.split("-")[0]) > now_s * 1000 + _DAY_MS:
+        raise EntryError(f"{place} id", line.id, "a stream id, milliseconds-number, not later than tomorrow")
+    if archived.decisions and _order(identifier) <= _order(archived.decisions[-1][0]):
+        raise EntryError(f"{place} id", identifier, f"an id after the one before, {archived.decisions[-1][0]}")
+    if not line.fields:
+        raise EntryError(f"{place} fields", line.fields, "at least one field")
+    archived.decisions.append((identifier, line.fields))
+
+
+def _order(identifier: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in identifier.split("-"))
+
+
+def _encoded(line: _Line) -> str:
+    return msgspec.json.encode(line).decode() + "\n"
+
+
+def updated_s(fields: Mapping[str, str]) -> float:
+    """When a controller state was written; −∞ where it does not say so readably."""
+    try:
+        value = float(fields.get("updated_s", ""))
+    except ValueError:
+        return float("-inf")
+    return value if math.isfinite(value) else float("-inf")
+

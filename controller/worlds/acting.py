@@ -1,0 +1,331 @@
+"""What the controller asks of a cluster: CPU and shares on live pods, replicas; and that pods which come later get the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from controller.cluster import PodState
+from controller.discovery import Found
+from controller.state import Allocation, KnobOutcome, Limits
+from controller.worlds.standing import Standing
+from sair.annotations import GPU_RATE
+from sair.errors import ApiUnavailable, Conflict, InvalidInput, NotFound, PermanentError
+from sair.kube.client import Api
+from sair.kube.patch import merge_patch_annotations, resize_cpu, scale
+from sair.kube.resources import DEPLOYMENTS, PODS, STATEFULSETS
+from sair.quantities import GpuRate, Millicores, cpu_limit_beside, parse_cpu
+
+__all__ = ["COMPONENT", "Actuator"]
+
+COMPONENT: Final = "controller"
+
+_POLL_S: Final = 0.05
+_AT_ONCE: Final = 16
+
+Knob = Literal["gpu_rate", "cpu"]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One knob of one stage that was asked for on its pods."""
+
+    stage: str
+    knob: Knob
+    wished: int
+    """Thousandths of a GPU or of a core."""
+    uids: set[str] = field(default_factory=set)
+    """Pods that took the wish."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why, by uid."""
+    unreachable: ApiUnavailable | None = None
+
+
+class Actuator:
+    """Acts for one term of leadership and remembers what it wished, from the Pipelines' status on.
+
+    Args:
+        api: Client.
+        pods: Gives all pods by ``namespace/name``.
+        now: The world's time, seconds.
+        may_act: Whether this process leads at this moment.
+        wait_s: How long grants and resizes are waited for before what is missing is recorded as such.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        pods: Callable[[], Mapping[str, PodState]],
+        now: Callable[[], float],
+        *,
+        may_act: Callable[[], bool] = lambda: True,
+        wait_s: float = 2.0,
+    ) -> None:
+        self._api = api
+        self._pods = pods
+        self._now = now
+        self._may_act = may_act
+        self._wait_s = wait_s
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._rates: dict[tuple[str, str], GpuRate] = {}
+        self._cpus: dict[tuple[str, str], Millicores] = {}
+        self._refused: set[tuple[str, Knob, int]] = set()
+        """By uid: what a pod refused for good is not asked for again and again."""
+
+    def wished_rate(self, found: Found, stage: str) -> GpuRate | None:
+        """The share that replicas of a stage are to have; None where nobody but the user sets it."""
+        view, status = found.view.stage(stage), found.status.stage(stage)
+        if found.view.mode != "auto" or view is None or not view.uses_gpu:
+            return None
+        rate = self._rates.get((found.view.key, stage))
+        if rate is None and status is not None and status.gpu_rate is not None:
+            try:
+                rate = GpuRate.parse(status.gpu_rate)
+            except InvalidInput:
+                return None
+        return (
+            None if rate is None else GpuRate(_within(rate.milli, view.limits.gpu_milli_min, view.limits.gpu_milli_max))
+        )
+
+    def wished_cpu(self, found: Found, stage: str) -> Millicores | None:
+        """The CPU request that replicas of a stage are to have; None if the controller never changed it."""
+        view, status = found.view.stage(stage), found.status.stage(stage)
+        if found.view.mode != "auto" or view is None:
+            return None
+        cpu = self._cpus.get((found.view.key, stage))
+        if cpu is None and status is not None and status.cpu is not None:
+            try:
+                cpu = parse_cpu(status.cpu)
+            except InvalidInput:
+                return None
+        limits: Limits = view.limits
+        return None if cpu is None else Millicores(_within(cpu, limits.cpu_min, limits.cpu_max))
+
+    def forget(self, keys: set[str]) -> None:
+        """Keep the wishes of these pipelines only, and what live pods refused."""
+        self._rates = {place: rate for place, rate in self._rates.items() if place[0] in keys}
+        self._cpus = {place: cpu for place, cpu in self._cpus.items() if place[0] in keys}
+        if self._refused:
+            uids = {pod.uid for pod in self._pods().values()}
+            self._refused = {each for each in self._refused if each[0] in uids}
+
+    async def apply(
+        self,
+        found: Found,
+        stages: Mapping[str, Standing],
+        base: Mapping[str, Allocation],
+        wanted: Mapping[str, Allocation],
+    ) -> list[KnobOutcome]:
+        """Ask for allocations: CPU and shares on live pods first, because they take effect at once, replicas last.
+
+        Args:
+            found: The pipeline.
+            stages: As they stand now.
+            base: What the wishes are relative to: knobs in which ``wanted`` does not differ are left alone.
+            wanted: By stage.
+
+        Raises:
+            ApiUnavailable: If nothing could be asked for.
+        """
+        asked: list[_Asked] = []
+        outcomes: list[KnobOutcome] = []
+        for name, want in wanted.items():
+            if want.cpu != base[name].cpu:
+                asked.append(await self._ask_cpu(found, stages[name], want.cpu))
+            if want.gpu_rate is not None and want.gpu_rate != base[name].gpu_rate:
+                asked.append(await self._ask_rate(found, stages[name], want.gpu_rate))
+        await self._wait([each for each in asked if each.unreachable is None])
+        outcomes += [self._outcome(each, stages[each.stage]) for each in asked]
+        unreachable = [each.unreachable for each in asked if each.unreachable is not None]
+        for name, want in wanted.items():
+            if want.memory != base[name].memory:
+                refused = "memory is not changed on live pods"
+                outcomes.append(KnobOutcome(name, "memory", want.memory, base[name].memory, refused))
+            if want.replicas != base[name].replicas:
+                outcome, error = await self._replicas(stages[name], want.replicas)
+                outcomes.append(outcome)
+                unreachable += [error] if error else []
+        if unreachable and len(unreachable) == len(outcomes):
+            raise unreachable[0]
+        return outcomes
+
+    async def settle(self, found: Found, stages: Mapping[str, Standing]) -> int:
+        """Have pods that came since, by rollout or scaling, get what the stage's replicas were given; gives how many were changed.
+
+        Raises:
+            ApiUnavailable: If the API server cannot be reached.
+        """
+        changed = 0
+        for name, stage in stages.items():
+            rate, cpu = self.wished_rate(found, name), self.wished_cpu(found, name)
+            for asked in (
+                await self._on_pods(
+                    _Asked(name, "gpu_rate", rate.milli),
+                    [pod for pod in stage.pods if pod.wished is not None and pod.wished != rate],
+                    lambda pod, rate=rate: self._patch_rate(pod, rate),  # type: ignore[misc]  # bound here
+                )
+                if rate is not None
+                else None,
+                await self._on_pods(
+                    _Asked(name, "cpu", cpu),
+                    [pod for pod in stage.pods if pod.container_cpu != cpu],
+                    lambda pod, cpu=cpu: self._patch_cpu(pod, cpu),  # type: ignore[misc]  # bound here
+                )
+                if cpu is not None
+                else None,
+            ):
+                if asked is not None and asked.unreachable is not None:
+                    raise asked.unreachable
+                changed += len(asked.uids) if asked is not None else 0
+        return changed
+
+    async def _ask_rate(self, found: Found, stage: Standing, rate: GpuRate) -> _Asked:
+        place, before = (found.view.key, stage.name), self._rates.get((found.view.key, stage.name))
+        # Before the first patch: whoever settles pods meanwhile must not take it back.
+        self._rates[place] = rate
+        asked = await self._on_pods(
+            _Asked(stage.name, "gpu_rate", rate.milli), stage.pods, lambda pod: self._patch_rate(pod, rate)
+        )
+        if asked.unreachable is not None:
+            _restore(self._rates, place, before)
+        return asked
+
+    async def _ask_cpu(self, found: Found, stage: Standing, cpu: Millicores) -> _Asked:
+        place, before = (found.view.key, stage.name), self._cpus.get((found.view.key, stage.name))
+        self._cpus[place] = cpu
+        asked = await self._on_pods(_Asked(stage.name, "cpu", cpu), stage.pods, lambda pod: self._patch_cpu(pod, cpu))
+        if asked.unreachable is not None or (stage.pods and not asked.uids):
+            # Nobody took it, so those that come would not either, or would differ from those that are there.
+            _restore(self._cpus, place, before)
+        return asked
+
+    async def _on_pods(
+        self, asked: _Asked, pods: tuple[PodState, ...] | list[PodState], patch: Callable[[PodState], Awaitable[object]]
+    ) -> _Asked:
+        """Patch all pods; unreachable is set only if none took it and the API server was the reason."""
+        unreachable: ApiUnavailable | None = None
+
+        async def one(pod: PodState) -> None:
+            nonlocal unreachable
+            if (pod.uid, asked.knob, asked.wished) in self._refused:
+                asked.refused[pod.uid] = "refused before"
+                return
+            try:
+                async with self._slots:
+                    self._require_leadership()
+                    await patch(pod)
+            except (NotFound, Conflict):
+                return  # it is gone: nothing to change
+            except PermanentError as error:
+                self._refused.add((pod.uid, asked.knob, asked.wished))
+                asked.refused[pod.uid] = str(error)
+            except ApiUnavailable as error:
+                unreachable = error
+                asked.refused[pod.uid] = str(error)
+            else:
+                asked.uids.add(pod.uid)
+
+        await asyncio.gather(*(one(pod) for pod in pods))
+        asked.unreachable = None if asked.uids else unreachable
+        return asked
+
+    async def _patch_rate(self, pod: PodState, rate: GpuRate) -> None:
+        await merge_patch_annotations(
+            self._api, PODS, pod.namespace, pod.name, {GPU_RATE: str(rate)}, component=COMPONENT, uid=pod.uid
+        )
+
+    async def _patch_cpu(self, pod: PodState, cpu: Millicores) -> None:
+        await resize_cpu(
+            self._api,
+            pod.namespace,
+            pod.name,
+            container=pod.container,
+            request=cpu,
+            limit=cpu_limit_beside(cpu, was=pod.container_cpu, limit=pod.container_limit),
+            component=COMPONENT,
+            uid=pod.uid,
+        )
+
+    async def _replicas(self, stage: Standing, replicas: int) -> tuple[KnobOutcome, ApiUnavailable | None]:
+        workload = stage.workload
+        resource = DEPLOYMENTS if workload.kind == "Deployment" else STATEFULSETS
+        try:
+            self._require_leadership()
+            await scale(
+                self._api,
+                resource,
+                workload.namespace,
+                workload.name,
+                replicas,
+                component=COMPONENT,
+                uid=workload.uid,
+            )
+        except (PermanentError, Conflict, ApiUnavailable) as error:
+            outcome = KnobOutcome(stage.name, "replicas", replicas, workload.replicas, str(error))
+            return outcome, error if isinstance(error, ApiUnavailable) else None
+        return KnobOutcome(stage.name, "replicas", replicas, replicas), None
+
+    async def _wait(self, asked: list[_Asked]) -> None:
+        """Wait briefly for the extender's grants and the nodes' resizes."""
+        deadline = self._now() + self._wait_s
+        while self._now() < deadline:
+            pods = {pod.uid: pod for pod in self._pods().values() if pod.alive}
+            if all(_is_settled(pods[uid], each) for each in asked for uid in each.uids if uid in pods):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def _outcome(self, asked: _Asked, stage: Standing) -> KnobOutcome:
+        pods = {pod.uid: pod for pod in self._pods().values() if pod.alive}
+        mine = [
+            pods[pod.uid]
+            for pod in stage.pods
+            if pod.uid in pods and (pod.uid in asked.uids or pod.uid in asked.refused)
+        ]
+        has: list[int] = []
+        missing = dict(asked.refused)
+        for pod in mine:
+            if asked.knob == "gpu_rate":
+                has.append(pod.granted.milli if pod.granted else 0 if pod.node else asked.wished)
+                if pod.uid in asked.uids and not _is_settled(pod, asked):
+                    missing[pod.uid] = "no share granted yet"
+            elif pod.uid in asked.refused or pod.resize_problem:
+                has.append(pod.container_has or pod.container_cpu)
+                missing.setdefault(pod.uid, pod.resize_problem)
+            else:
+                has.append(asked.wished)
+        if not missing:
+            return KnobOutcome(asked.stage, asked.knob, asked.wished, asked.wished)
+        reason = f"{len(missing)} of {len(mine)} replicas: {next(iter(missing.values()))}"
+        # The one that is furthest from what was wished.
+        return KnobOutcome(
+            asked.stage, asked.knob, asked.wished, max(has, key=lambda one: abs(one - asked.wished), default=0), reason
+        )
+
+    def _require_leadership(self) -> None:
+        if not self._may_act():
+            raise ApiUnavailable("another controller leads now")
+
+
+def _is_settled(pod: PodState, asked: _Asked) -> bool:
+    if pod.node is None:
+        return True  # it is granted its share when it is placed
+    if asked.knob == "gpu_rate":
+        return pod.granted is not None and pod.granted.milli == asked.wished
+    return pod.container_has in (None, asked.wished) or bool(pod.resize_problem)
+
+
+def _within(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))
+
+
+def _restore(
+    wishes: dict[tuple[str, str], GpuRate] | dict[tuple[str, str], Millicores],
+    place: tuple[str, str],
+    before: GpuRate | Millicores | None,
+) -> None:
+    if before is None:
+        wishes.pop(place, None)
+    else:
+        wishes[place] = before  # type: ignore[assignment]  # it came from there

@@ -1,0 +1,63 @@
+"""One stage as it stands in the cluster: its workload, its live pods, and what they are allocated. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from controller.cluster import PodState, Workload
+from controller.discovery import Found
+from controller.state import Allocation
+from sair.annotations import LOWEST_RATE
+from sair.quantities import GpuRate, Millicores
+
+__all__ = ["Standing", "standings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A stage's workload and pods."""
+
+    name: str
+    workload: Workload
+    pods: tuple[PodState, ...]
+    """Alive."""
+
+    @property
+    def ready(self) -> tuple[PodState, ...]:
+        """Those that serve."""
+        return tuple(pod for pod in self.pods if pod.ready)
+
+    @property
+    def granted(self) -> GpuRate | None:
+        """Lowest share a ready replica has; the hook holds one that nobody granted anything to the lowest rate there is."""
+        if self.workload.spec is None or self.workload.spec.gpu_rate is None:
+            return None
+        return min((pod.granted or LOWEST_RATE for pod in self.ready), default=None)
+
+    def allocation(self, wished: GpuRate | None) -> Allocation:
+        """What each replica is to have; a GPU share as wished, CPU as the pods' specifications say.
+
+        Args:
+            wished: The controller's wish, None if it has none.
+        """
+        workload, rate = self.workload, None
+        if workload.spec is not None and workload.spec.gpu_rate is not None:
+            wishes = [pod.wished for pod in self.pods if pod.wished is not None]
+            rate = wished or max(wishes, default=workload.spec.gpu_rate)
+        cpu: Millicores = max((pod.container_cpu for pod in self.pods), default=workload.cpu)
+        return Allocation(workload.replicas, cpu, workload.memory, rate)
+
+
+def standings(found: Found, pods: Iterable[PodState]) -> dict[str, Standing]:
+    """The stages of a pipeline by name, in topological order.
+
+    Args:
+        found: The pipeline.
+        pods: Of the whole cluster.
+    """
+    mine: dict[str | None, list[PodState]] = {}
+    for pod in pods:
+        if pod.alive and pod.pipeline == found.view.key:
+            mine.setdefault(pod.stage, []).append(pod)
+    return {name: Standing(name, workload, tuple(mine.get(name, ()))) for name, workload in found.workloads.items()}

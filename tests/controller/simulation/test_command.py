@@ -1,0 +1,111 @@
+"""The commands as people run them: as processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SAIR = [sys.executable, "-c", "from sair.cli import main; main()"]
+
+
+def environment() -> dict[str, str]:
+    hidden = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "REDIS_URL")
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def processes_about(folder: Path) -> list[str]:
+    """Command lines of those that name the folder or stand in it: a Redis server rewrites its own command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            stands_in = str((entry / "cwd").readlink())
+        except OSError:
+            continue
+        if str(folder) in line or stands_in.startswith(str(folder)):
+            found.append(line)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "out"
+    assert processes_about(tmp_path) == []
+
+
+def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [*SAIR, "simulate", "--out", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment(), check=False)
+
+
+def test_a_run_ends_with_a_table_a_report_and_the_lines_that_read_its_memory(folder: Path) -> None:
+    ended = simulate(folder, "--duration", "300", "--policy", "sair", "--policy", "hpa", "--policy", "threshold")
+    assert ended.returncode == 0, ended.stderr
+    assert "no language model is configured" in ended.stdout
+    for row in ("SAIR (built-in policy)", "HPA (defaults)", "threshold"):
+        assert row in ended.stdout
+    assert "redis-cli HGETALL 'sair:{simulated/image-classification}:experience:" in ended.stdout
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert list(folder.glob("*.svg"))
+
+
+def test_the_same_seed_gives_the_same_run(folder: Path) -> None:
+    rows = []
+    for _ in range(2):
+        ended = simulate(folder, "--duration", "240", "--policy", "sair", "--seed", "7")
+        rows.append([line for line in ended.stdout.splitlines() if "SAIR (built-in policy) │" in line])
+    assert rows[0] == rows[1] != []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pipeline", "nope"], "image-classification"),
+        (["--workload", "nope"], "ramp-burst"),
+        (["--policy", "nope"], "one of sair, hpa"),
+    ],
+)
+def test_an_unknown_choice_is_one_line_with_what_is_allowed(folder: Path, options: list[str], said: str) -> None:
+    ended = simulate(folder, *options)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_malformed_trace_names_its_file_and_line(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.txt"
+    trace.write_text("10\n12\nmany\n")
+    ended = simulate(folder, "--trace", str(trace))
+    assert ended.returncode == 2
+    assert f"{trace}:3" in ended.stderr
+    trace.unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "out"
+    command = [*SAIR, "simulate", "--out", str(folder), "--duration", "86400", "--policy", "sair", "--policy", "static"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        while "req/s" not in process.stdout.readline():
+            assert process.poll() is None
+        assert any("-server" in line for line in processes_about(folder))
+        process.send_signal(number)
+        process.wait(timeout=30)
+    deadline = time.monotonic() + 20
+    while processes_about(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_about(tmp_path) == []
+    if number == signal.SIGINT:
+        assert process.returncode == 130
