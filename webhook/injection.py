@@ -101,7 +101,7 @@ def init_container(settings: WebhookSettings) -> dict[str, Any]:
         "name": HOOK_CONTAINER,
         "image": settings.hook_image,
         **pull,
-        "args": [HOOK_PATH],
+        "args": [LIBRARY],
         "resources": {"requests": amounts, "limits": dict(amounts)},
         "securityContext": {
             "allowPrivilegeEscalation": False,

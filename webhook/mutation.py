@@ -20,7 +20,13 @@ from sair.annotations import (
 )
 from sair.errors import AnnotationError, InvalidInput, WireError
 from sair.pipeline import Pipeline
-from sair.quantities import GpuRate
+from sair.quantities import (
+    GpuRate,
+    Millicores,
+    cpu_limit_beside,
+    format_millicores,
+    parse_cpu,
+)
 from webhook.injection import (
     CAPABILITIES,
     HOOK_CONTAINER,
@@ -39,7 +45,7 @@ from webhook.patch import json_patch
 from webhook.review import AdmissionRequest, Container, PodView, Verdict, view_pod
 from webhook.settings import WebhookSettings
 
-__all__ = ["Denied", "Mutated", "decide", "mutate", "stamped_rate"]
+__all__ = ["Denied", "Mutated", "decide", "mutate", "stamped_cpu", "stamped_rate"]
 
 DEFAULT_SCHEDULER: Final = "default-scheduler"
 """What the API server writes where the user chose no scheduler, before any webhook sees the pod."""
@@ -148,6 +154,11 @@ def mutate(
         annotations |= {GPU_RATE: str(rate), INJECTED: settings.hook_version}
         warnings += doubt
         _inject(pod["spec"], target.name, spec, settings)
+    cpu, doubt = stamped_cpu(spec, pipeline)
+    warnings += doubt
+    if cpu is not None:
+        container = next(one for one in pod["spec"]["containers"] if one["name"] == target.name)
+        warnings += _give_cpu(container, target, cpu)
     return Mutated(pod, warnings)
 
 
@@ -182,6 +193,47 @@ def stamped_rate(spec: StageSpec, pipeline: Pipeline | None) -> tuple[GpuRate, t
     if high is not None and rate > high:
         rate = high
     return rate, ()
+
+
+def stamped_cpu(spec: StageSpec, pipeline: Pipeline | None) -> tuple[Millicores | None, tuple[str, ...]]:
+    """Choose the CPU request of a new replica, and say what was doubtful about it; None leaves what the user wrote.
+
+    The Pipeline's status names one only where the controller has changed it; it counts as a rate does, see ``stamped_rate``.
+    """
+    stage = pipeline.status.stage(spec.stage) if pipeline is not None else None
+    if pipeline is None or stage is None or stage.cpu is None:
+        return None, ()
+    if (pipeline.spec.mode or pipeline.status.mode or "auto") != "auto":
+        return None, ()
+    try:
+        cpu = parse_cpu(stage.cpu, field=f"Pipeline {pipeline.key} status.stages[{stage.name}].cpu")
+    except InvalidInput as error:
+        return None, (f"initial CPU kept: {error}",)
+    low, high = spec.bounds.cpu_min, spec.bounds.cpu_max
+    if low is not None and cpu < low:
+        cpu = low
+    if high is not None and cpu > high:
+        cpu = high
+    return cpu, ()
+
+
+def _give_cpu(container: dict[str, Any], seen: Container, cpu: Millicores) -> tuple[str, ...]:
+    """Set a container's CPU request, and the limit where it has one, so that the pod's QoS class stays; one without CPU gets none."""
+    resources = seen.resources
+    requests, limits = (resources.requests or {}, resources.limits or {}) if resources else ({}, {})
+    try:
+        limit = parse_cpu(str(limits["cpu"]), field="limits.cpu") if "cpu" in limits else None
+        request = parse_cpu(str(requests["cpu"]), field="requests.cpu") if "cpu" in requests else limit
+    except InvalidInput as error:
+        return (f"initial CPU kept: {error}",)
+    if request is None:
+        return ()
+    made = container["resources"]
+    made["requests"] = {**(made.get("requests") or {}), "cpu": format_millicores(cpu)}
+    new_limit = cpu_limit_beside(cpu, was=request, limit=limit)
+    if new_limit is not None and new_limit != limit:
+        made["limits"] = {**(made.get("limits") or {}), "cpu": format_millicores(new_limit)}
+    return ()
 
 
 def _problems(view: PodView, spec: StageSpec, settings: WebhookSettings) -> Iterator[InvalidInput]:
