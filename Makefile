@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release bench lock docs cluster cluster-up cluster-down clean
+.PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release hook-sanitize bench lock docs
+.PHONY: cluster cluster-ready cluster-up cluster-down clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,17 +49,58 @@ fmt: $(STAMP)-dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-unit: $(STAMP)-dev hook ## The tests
+unit: $(STAMP)-dev hook cluster-ready ## The tests, with the real Kubernetes where this machine can have one
 	$(BIN)/pytest
 
+# In CI a cluster that cannot be had is a failure; elsewhere its tests are skipped and say why.
+ifeq ($(CI),true)
+export SAIR_REQUIRE_CLUSTER := 1
+endif
+
+cluster-ready: $(STAMP)-dev
+	@if [ "$(CI)" = true ]; then $(BIN)/python -m tests.e2e.cluster deps; fi
+	@if command -v go >/dev/null; then $(BIN)/python -m tests.e2e.cluster build; \
+	else echo "No Go here: where no Kubernetes binaries are on the PATH, tests that need them are skipped." >&2; fi
+
+e2e: $(STAMP)-dev hook cluster-ready ## The tests on a real two-node cluster alone (KUBECONFIG points them at another)
+	$(BIN)/pytest tests/e2e
+
+cluster-up: $(STAMP)-dev cluster-ready ## Bring up a real two-node Kubernetes on this machine (root)
+	$(BIN)/python -m tests.e2e.cluster up
+
+cluster: cluster-up
+
+cluster-down: $(STAMP)-dev ## Remove every trace of it, also after a crash
+	$(BIN)/python -m tests.e2e.cluster down
+
 hook: ## Build the CUDA hook and its simulated driver (gcc)
-	$(MAKE) -C cuda_hook
+	@command -v gcc >/dev/null || { echo "gcc is needed to build the CUDA hook: apt-get install gcc libc6-dev" >&2; exit 1; }
+	$(MAKE) -C cuda_hook all driver
+
+hook-accuracy: $(STAMP)-dev hook ## Measure the hook's accuracy on the simulated GPU; exit 1 where a bar is missed
+	$(BIN)/python -m cuda_hook.accuracy
+
+hook-gpu: $(STAMP)-dev hook ## Measure the hook on this machine's real GPU
+	$(BIN)/python -m cuda_hook.gpu_check
+
+hook-release: $(STAMP)-dev ## Build the hook for x86_64 and aarch64 against an old glibc
+	$(MAKE) -C cuda_hook release PYTHON=$(abspath $(BIN))/python
+
+hook-sanitize: $(STAMP)-dev ## The hook under ASan, UBSan and TSan, and the fuzzer
+	$(MAKE) -C cuda_hook sanitize fuzz PYTHON=$(abspath $(BIN))/python
+
+bench: $(STAMP)-dev ## The benchmarks, quickly
+	$(BIN)/python -m benchmarks.kube_reflector --quick
+	$(BIN)/python -m benchmarks.extender --quick
+
+docs: $(STAMP)-dev ## Write the generated documentation
+	$(BIN)/sair crd > deploy/crds/pipelines.yaml
 
 lock: $(STAMP)-dev ## Pin dependencies by version and hash
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q -o requirements/runtime.txt
-	$(BIN)/uv pip compile pyproject.toml --extra demo --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q -c requirements/runtime.txt -o requirements/demo.txt
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q -c requirements/demo.txt -o requirements/dev.txt
+	$(LOCK) -o requirements/runtime.txt
+	$(LOCK) --extra demo -c requirements/runtime.txt -o requirements/demo.txt
+	$(LOCK) --extra dev -c requirements/demo.txt -o requirements/dev.txt
 
 clean: ## Remove what was built; .venv stays
 	rm -rf build out .mypy_cache .ruff_cache .pytest_cache .hypothesis
