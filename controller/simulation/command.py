@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.table import Table
 
 from controller.journal import RoundReport
+from controller.lifeline import die_with_parent
 from controller.llm.client import ModelClient
 from controller.llm.policy import LlmPolicy
 from controller.llm.settings import load_model_settings
@@ -234,6 +235,11 @@ class _Tally:
         return "decided by " + ", ".join(f"{who}: {count}" for who, count in sorted(self._deciders.items()))
 
 
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    die_with_parent()
+
+
 @contextlib.contextmanager
 def _workers(count: int) -> Iterator[Pool | None]:
     """Processes for the baselines; terminated on the way out, whatever happened."""
@@ -241,9 +247,7 @@ def _workers(count: int) -> Iterator[Pool | None]:
         yield None
         return
     size = min(count, max(1, (os.cpu_count() or 1) - _SPARE_CORES))
-    pool = multiprocessing.get_context("spawn").Pool(
-        size, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = multiprocessing.get_context("spawn").Pool(size, initializer=_begin_worker)
     try:
         yield pool
     finally:

@@ -13,34 +13,34 @@ import pytest
 SAIR = [sys.executable, "-c", "from sair.cli import main; main()"]
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     hidden = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "REDIS_URL")
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"TEST_RUN": str(folder)}
 
 
 def processes_about(folder: Path) -> list[str]:
-    """Command lines of those that name the folder or stand in it: a Redis server rewrites its own command line."""
+    """Command lines of all descendants of a run: they inherit its environment; a Redis server overwrites it, but stands in the folder."""
     found = []
+    mark = f"TEST_RUN={folder}\0".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             stands_in = str((entry / "cwd").readlink())
+            if mark in (entry / "environ").read_bytes() or stands_in.startswith(str(folder)):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue
-        if str(folder) in line or stands_in.startswith(str(folder)):
-            found.append(line)
     return found
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "out"
-    assert processes_about(tmp_path) == []
+    assert processes_about(tmp_path / "out") == []
 
 
 def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [*SAIR, "simulate", "--out", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment(), check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment(folder), check=False)
 
 
 def test_a_run_ends_with_a_table_a_report_and_the_lines_that_read_its_memory(folder: Path) -> None:
@@ -95,17 +95,19 @@ def test_a_run_that_is_stopped_leaves_nothing_running(tmp_path: Path, number: si
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment() | {"PYTHONUNBUFFERED": "1"},
+        env=environment(folder) | {"PYTHONUNBUFFERED": "1"},
     ) as process:
         assert process.stdout is not None
         while "req/s" not in process.stdout.readline():
             assert process.poll() is None
-        assert any("-server" in line for line in processes_about(folder))
+        running = processes_about(folder)
+        assert any("-server" in line for line in running)
+        assert any("spawn_main" in line for line in running)
         process.send_signal(number)
-        process.wait(timeout=30)
-    deadline = time.monotonic() + 20
-    while processes_about(tmp_path) and time.monotonic() < deadline:
+        process.wait(timeout=90)
+    deadline = time.monotonic() + 60
+    while processes_about(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert processes_about(tmp_path) == []
+    assert processes_about(folder) == []
     if number == signal.SIGINT:
         assert process.returncode == 130
