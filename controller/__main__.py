@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
+import secrets
 from pathlib import Path
 
 import aiohttp
@@ -18,12 +18,13 @@ from controller.llm.settings import ModelSettings, load_model_settings
 from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.metrics import ControllerMetrics
 from controller.observe.scraper import Scraper
 from controller.settings import Settings, load_settings
 from controller.status import StatusWriter
 from controller.tuning import Tuning
-from controller.watching import Watching, has_scaled_objects
-from controller.worlds.kubernetes import COMPONENT, KubernetesWorld
+from controller.watching import Watching
+from controller.worlds.kubernetes import COMPONENT, KubernetesWorld, WallClock
 from sair.kube.client import Api
 from sair.kube.events import Recorder
 from sair.kube.lease import Leadership, lead, own_identity
@@ -64,17 +65,16 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
         if model_settings.configured:
             model = LlmPolicy(ModelClient(model_settings), model_settings)
             stack.push_async_callback(model.close)
-        watching = Watching(api, scaled_objects=await has_scaled_objects(api))
+        watching = Watching(api)
         registry = new_registry()
+        metrics = ControllerMetrics(registry)
         health = new_application()
         health.add_routes(health_routes(registry, watching.why_not_synced))
-        await stack.enter_async_context(serve(health, host=settings.host, port=settings.port))
-
-        world = KubernetesWorld(api, watching, Scraper(session, time.time), settings.prices)
-        memory = MirroredMemory(store, capacity=settings.memory_capacity)
+        served = await stack.enter_async_context(serve(health, host=settings.host, port=settings.port))
         identity = own_identity()
+        _log.info("serving", port=served.port, identity=identity)
         recorder = Recorder(api, COMPONENT, identity.split("_")[0])
-        status = StatusWriter(api, world, recorder, memory, model_settings, registry)
+        clock = WallClock()
         tuning = Tuning(
             interval_s=settings.interval_s,
             window_s=settings.window_s,
@@ -82,12 +82,25 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
             prices=settings.prices,
         )
 
-        def loop_of(key: str) -> PipelineLoop:
-            return PipelineLoop(key, world, memory, tuning, model=model, watcher=status, writer=identity[-8:])
-
-        async def work(_term: Leadership) -> None:
+        async def work(term: Leadership) -> None:
+            # Anew for each term: what this process knew in an earlier one, another leader has moved on from.
             _log.info("leading", identity=identity)
-            await Fleet(world, status, loop_of).run()
+            scraper = Scraper(session, clock.now)
+            world = KubernetesWorld(api, watching, scraper, settings.prices, clock=clock, may_act=term.is_leader)
+            memory = MirroredMemory(store, capacity=settings.memory_capacity)
+            status = StatusWriter(api, world, recorder, memory, model_settings, metrics)
+            writer = secrets.token_hex(4)
+
+            def loop_of(key: str) -> PipelineLoop:
+                seed = secrets.randbits(32)
+                return PipelineLoop(key, world, memory, tuning, model=model, watcher=status, seed=seed, writer=writer)
+
+            metrics.leading(True)
+            try:
+                await Fleet(world, status, metrics, loop_of).run()
+            finally:
+                metrics.leading(False)
+                _log.info("leading no more", identity=identity)
 
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -101,6 +114,7 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
             _log.info("stopping")
             for task in tasks:
                 task.cancel()
+        _log.info("stopped")
 
 
 if __name__ == "__main__":

@@ -133,9 +133,9 @@ def highest_rate(
 ) -> list[int]:
     """Highest share per replica, in thousandths, that the cards would allow if the stage had this many replicas.
 
-    All replicas of a stage have one share. Each card offers what is free plus what this stage holds there; replicas that are removed
-    leave the tightest card first, new ones go to the fullest card that holds them, as packing schedulers place them. Bounded by
-    the stage's own maximum; 0 where no card has room for that many.
+    All replicas of a stage have one share. Each card offers what is free plus what this stage holds there. The worst is assumed of
+    what others decide: replicas that are removed leave the widest card first, new ones go to the fullest card that holds them, as
+    packing schedulers place them. Bounded by the stage's own maximum; 0 where no card has room for that many.
 
     Args:
         room: What is free and held.
@@ -208,8 +208,8 @@ def _reach(places: list[_Place], own: int, replicas: Sequence[int], limit: int, 
     for count in range(now - 1, min(replicas, default=now) - 1, -1):
         holding = [place for place in places if place.held]
         if holding:
-            worst = min(holding, key=lambda place: place.each(own))
-            worst.free += own
-            worst.held -= 1
+            widest = max(holding, key=lambda place: place.each(own))
+            widest.free += own
+            widest.held -= 1
         reach[count] = min(limit, tightest())
     return [reach.get(count, limit) for count in replicas]

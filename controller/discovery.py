@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from controller.cluster import ScaleTarget, Workload
@@ -35,7 +35,7 @@ class Found:
     """By stage."""
     conflicts: tuple[str, ...] = ()
     """Why it is held in recommend: stages disagree, or another autoscaler owns a workload."""
-    status: PipelineStatus = PipelineStatus()
+    status: PipelineStatus = field(default_factory=PipelineStatus)
     """As it stands in the Pipeline object: what an earlier leader wished for."""
 
 
@@ -149,7 +149,7 @@ def _upstreams(specs: Mapping[str, StageSpec], conflicts: list[str]) -> dict[str
         return {name: known[name] for name in topological_order(known)}
     except InvalidInput as error:
         conflicts.append(str(error))
-        return {name: () for name in sorted(specs)}
+        return dict.fromkeys(sorted(specs), ())
 
 
 def _agreed(what: str, said: Iterable[T | None], conflicts: list[str]) -> T | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from controller.printing import printable
 from controller.recorded import RecordedRound
 from controller.state import Observation, StageObservation
 from sair.errors import EntryError
 
-__all__ = ["explain", "printable"]
+__all__ = ["explain"]
 
-_LONGEST_TEXT = 600
 _REMEMBERED_SHOWN = 15
 
 
@@ -29,17 +29,11 @@ def explain(recorded: RecordedRound, pipeline: str) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def printable(text: str) -> str:
-    """Without the control characters by which a stored text could steer a terminal, and not longer than a paragraph."""
-    shown = "".join(character if character.isprintable() else "�" for character in text)
-    return shown if len(shown) <= _LONGEST_TEXT else shown[:_LONGEST_TEXT] + "…"
-
-
 def _told(part: Callable[[RecordedRound], Iterator[str]], recorded: RecordedRound) -> list[str]:
     lines = []
     try:
         for line in part(recorded):
-            lines.append(line)  # noqa: PERF402  # what was told before an unreadable field is kept
+            lines.append(line)  # what was told before an unreadable field is kept
     except EntryError as error:
         lines.append(f"Cannot be told: {error}")
     return lines
@@ -63,7 +57,8 @@ def _seen(recorded: RecordedRound) -> Iterator[str]:
 def _headline(seen: Observation) -> str:
     return (
         f"Seen: {seen.arrivals_per_s:.1f} requests/s (slope {seen.arrivals_slope:+.2f}/s², peak {seen.arrivals_peak_per_s:.1f}/s), "
-        f"P50 {_ms(seen.p50_s)}, P99 {_ms(seen.p99_s)} of {_ms(seen.slo_s)}, {seen.missed} of {seen.completed + seen.missed} missed or late, "
+        f"P50 {_ms(seen.p50_s)}, "
+        f"P99 {_ms(seen.p99_s)} of {_ms(seen.slo_s)}, {seen.completed} requests done, {seen.missed} late or lost, "
         f"${seen.cost_per_hour:.2f}/h; metrics {seen.age_s:.0f} s old"
     )
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from controller.discovery import Found
 from controller.loop import PipelineLoop
+from controller.metrics import ControllerMetrics
 from controller.status import StatusWriter
 from controller.worlds.kubernetes import KubernetesWorld
-from sair.errors import ApiUnavailable, Conflict, PermanentError
+from sair.errors import SairError
+from sair.kube.backoff import Backoff
 from sair.logs import get_logger
 
 __all__ = ["Fleet"]
@@ -16,49 +20,105 @@ __all__ = ["Fleet"]
 _log = get_logger("controller")
 
 _LOOK_S = 2.0
+_BACKOFF = Backoff(base_s=2.0, cap_s=300.0)
+_WELL_S = 300.0
+"""A loop that ran so long before it failed is started again as if it had never failed."""
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[None]
+    since_s: float
+
+
+@dataclass(slots=True)
+class _Failing:
+    times: int
+    until_s: float
 
 
 class Fleet:
-    """Runs a PipelineLoop for each pipeline there is.
+    """Runs a PipelineLoop for each pipeline there is; what goes wrong with one leaves the others alone.
 
     Args:
         world: Where they are.
         status: Creates Pipeline objects.
+        metrics: Counts failures.
         make_loop: Makes the loop of a pipeline.
+        look_s: How often to look what there is, seconds.
     """
 
-    def __init__(self, world: KubernetesWorld, status: StatusWriter, make_loop: Callable[[str], PipelineLoop]) -> None:
+    def __init__(
+        self,
+        world: KubernetesWorld,
+        status: StatusWriter,
+        metrics: ControllerMetrics,
+        make_loop: Callable[[str], PipelineLoop],
+        *,
+        look_s: float = _LOOK_S,
+    ) -> None:
         self._world = world
         self._status = status
+        self._metrics = metrics
         self._make_loop = make_loop
-        self._known: set[str] = set()
-        self.running: dict[str, asyncio.Task[None]] = {}
+        self._look_s = look_s
+        self._running: dict[str, _Running] = {}
+        self._failing: dict[str, _Failing] = {}
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Those whose loop runs."""
+        return tuple(sorted(self._running))
 
     async def run(self) -> None:
-        """Run until cancelled; a loop that fails is logged and started again, the others go on."""
+        """Run until cancelled; a loop that fails is logged and started again after a while."""
         try:
             while True:
                 try:
                     await self._look()
-                except (ApiUnavailable, Conflict, PermanentError) as error:
+                except SairError as error:
                     _log.warning("pipelines cannot be looked for; trying again", problem=str(error))
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(self._look_s)
         finally:
-            for task in self.running.values():
+            tasks = [running.task for running in self._running.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self.running.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look(self) -> None:
-        found = self._world.found()
-        for key, task in list(self.running.items()):
-            if task.done():
-                del self.running[key]
-                if not task.cancelled() and task.exception() is not None:
-                    _log.error("a pipeline's loop failed; it is started again", pipeline=key, exc_info=task.exception())
-        self._known &= found.keys()
-        for key, each in found.items():
-            if key not in self._known:
-                await self._status.ensure(each)
-                self._known.add(key)
-            if key not in self.running:
-                self.running[key] = asyncio.create_task(self._make_loop(key).run(), name=f"pipeline {key}")
+        found, now = self._world.found(), self._world.clock.now()
+        self._reap(now)
+        for key in self._failing.keys() - found.keys():
+            del self._failing[key]
+        self._world.forget()
+        for key in found:
+            failing = self._failing.get(key)
+            if key not in self._running and (failing is None or now >= failing.until_s):
+                task = asyncio.create_task(self._make_loop(key).run(), name=f"pipeline {key}")
+                self._running[key] = _Running(task, now)
+        await asyncio.gather(*(self._tend(key, each) for key, each in found.items()))
+
+    async def _tend(self, key: str, found: Found) -> None:
+        try:
+            if not self._world.exists(key):
+                await self._status.ensure(found)
+            await self._world.settle(key)
+        except SairError as error:
+            _log.warning("a pipeline cannot be tended; trying again", pipeline=key, problem=str(error))
+
+    def _reap(self, now: float) -> None:
+        for key, running in list(self._running.items()):
+            if not running.task.done():
+                continue
+            del self._running[key]
+            error = None if running.task.cancelled() else running.task.exception()
+            if error is None:  # the pipeline was gone
+                self._failing.pop(key, None)
+                self._status.forget(key)
+                continue
+            before = self._failing.get(key)
+            times = before.times + 1 if before is not None and now - running.since_s < _WELL_S else 1
+            wait_s = _BACKOFF.delay_s(times, 1.0)
+            self._failing[key] = _Failing(times, now + wait_s)
+            self._metrics.failed(key)
+            _log.error("a pipeline's loop failed", pipeline=key, again_in_s=round(wait_s, 1), exc_info=error)

@@ -182,7 +182,7 @@ class PipelineLoop:
             if _STATE_FIELD in loaded.state:
                 raw = msgspec.json.decode(loaded.state[_STATE_FIELD])
             return restore(view, raw, loaded.experiences, self._tuning)
-        except (InvalidInput, msgspec.DecodeError, TypeError) as error:
+        except (InvalidInput, msgspec.DecodeError, TypeError, RecursionError) as error:
             _log.error(
                 "the controller's state in Redis cannot be read; starting from the experiences",
                 pipeline=self.key,

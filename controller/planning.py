@@ -14,7 +14,7 @@ import numpy.typing as npt
 from controller.capacity import misfit
 from controller.cost import effective_cost
 from controller.model import Array, gamma_quantile, paths
-from controller.prediction import Forecast, PipelineModel, StageModel
+from controller.prediction import REPLICAS_AHEAD, Forecast, PipelineModel, StageModel
 from controller.state import CPU_STEP, GPU_STEP_MILLI, Action, Allocation, ClusterRoom, StageDelta, project_all
 from sair.quantities import GpuRate, Millicores
 
@@ -24,9 +24,6 @@ _MOVE_PENALTY: Final = 0.03
 """What adding or removing a replica must save at least, as a share of the stage's cost: replicas are slow to come back."""
 
 _NEARLY: Final = 0.05
-
-_CEILING_REPLICAS: Final = 6
-"""Replicas beyond the present ones that a plan looks at; the next round looks further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ def _grid(now: int, step: int, low: int, high: int) -> list[int]:
 
 def _options(model: PipelineModel, stage: StageModel) -> _Options:
     limits, now = stage.view.limits, stage.allocation
-    top = min(limits.replicas_max, max(now.replicas, limits.replicas_min) + _CEILING_REPLICAS)
+    top = min(limits.replicas_max, max(now.replicas, limits.replicas_min) + REPLICAS_AHEAD)
     replicas = list(range(limits.replicas_min, max(limits.replicas_min, top) + 1))
     cpus = _grid(now.cpu, CPU_STEP, limits.cpu_min, limits.cpu_max)
     rates = (

@@ -17,11 +17,13 @@ from controller.peak import recent_peak, reserve_rate
 from controller.state import Allocation, ClusterRoom, PipelineView, StageView
 from controller.tuning import Tuning
 
-__all__ = ["Forecast", "PipelineModel", "StageModel", "visits"]
+__all__ = ["REPLICAS_AHEAD", "Forecast", "PipelineModel", "StageModel", "visits"]
 
 _SLOPE_SIGNIFICANCE = 3.0
 _CORRECTIONS = (0.9, 2.0)
 """Bounds of the correction: optimism is believed less than pessimism."""
+REPLICAS_AHEAD = 6
+"""Replicas beyond the present ones that a plan looks at; the next round looks further."""
 _GROWTH_LEAST = 1.5
 """Growth that analogues must expect before the knobs are set for it; ordinary growth is followed as it comes."""
 
@@ -51,6 +53,8 @@ class StageModel:
     """Tasks waiting now."""
     room: ClusterRoom
     _reaches: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
+    _paces: dict[tuple[float, float, float], float] = field(default_factory=dict, compare=False, repr=False)
+    """What was worked out before: a plan asks for the same allocations many times."""
 
     def highest_milli(self, replicas: int, share_milli: int) -> int:
         """Highest GPU share the cards would allow so many replicas that were placed at a share; thousandths, 0 where they do not fit."""
@@ -66,7 +70,15 @@ class StageModel:
 
     @property
     def _counts(self) -> range:
-        return range(1, max(self.view.limits.replicas_max, self.allocation.replicas) + 1)
+        return range(
+            1,
+            max(
+                1,
+                min(self.view.limits.replicas_max, self.allocation.replicas + REPLICAS_AHEAD),
+                self.allocation.replicas,
+            )
+            + 1,
+        )
 
     def load(self, arrivals_per_s: float) -> StageLoad:
         """The stage's load if so many requests per second enter the pipeline."""
@@ -108,8 +120,15 @@ class StageModel:
         rate = 1.0
         if self.view.uses_gpu:
             rate = max(self.highest_milli(replicas, placed), min(own, placed) if replicas <= there else 1) / 1000
-        longer = 1.0 + caution * float(service_time_error(self.fit, cores, rate)) if caution else 1.0
-        return self.capacity_per_s(replicas, cores, rate) / longer
+        return replicas * self._pace(cores, rate, caution)
+
+    def _pace(self, cores: float, rate: float, caution: float) -> float:
+        """What one replica can serve with full batches, ``caution`` standard deviations below the mean; requests per second."""
+        key = (cores, rate, caution)
+        if key not in self._paces:
+            longer = 1.0 + caution * float(service_time_error(self.fit, cores, rate)) if caution else 1.0
+            self._paces[key] = self.capacity_per_s(1.0, cores, rate) / longer
+        return self._paces[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,9 @@ class RecordedRound:
         return None if self.concluded is None else self.json("reward_json", RewardTerms, self.concluded)
 
 
-def rounds_in(key: str, records: Iterable[tuple[str, Record]]) -> tuple[tuple[RecordedRound, ...], tuple[EntryError, ...]]:
+def rounds_in(
+    key: str, records: Iterable[tuple[str, Record]]
+) -> tuple[tuple[RecordedRound, ...], tuple[EntryError, ...]]:
     """Put rounds together. A number may occur twice: a round that held is decided again under the same number.
 
     Args:
@@ -194,5 +196,6 @@ def rounds_in(key: str, records: Iterable[tuple[str, Record]]) -> tuple[tuple[Re
             found.append(RecordedRound(key, identifier, int(number), fields))
         elif int(number) in newest:
             place = newest[int(number)]
-            found[place] = replace(found[place], **{kind: fields})
+            old = found[place]
+            found[place] = replace(old, applied=fields) if kind == "applied" else replace(old, concluded=fields)
     return tuple(found), tuple(damaged)

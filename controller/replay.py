@@ -141,7 +141,9 @@ def replay(
     comparisons: list[Comparison] = []
     skipped: list[Skipped] = []
     start = next((place for place, each in enumerate(recorded) if "learned_json" in each.decision), 0)
-    skipped += [Skipped(each.round, "before the first record that carries what was learned") for each in recorded[:start]]
+    skipped += [
+        Skipped(each.round, "before the first record that carries what was learned") for each in recorded[:start]
+    ]
     knowledge: Knowledge | None = None
     for place, each in enumerate(recorded[start:], start):
         repeated = place + 1 < len(recorded) and recorded[place + 1].round == each.round

@@ -26,7 +26,10 @@ Vector = npt.NDArray[np.float64]
 _FIRST_BANDWIDTHS = (0.5, 1.0)
 _BANDWIDTH_SIZES = (32, 128, 512)
 """Bandwidths (median distances) are taken anew at these sizes and kept from then on."""
-_SHORTLIST = 256
+_SHORTLIST = 96
+"""Experiences with the highest scores that the choice is made among."""
+_NEIGHBOURS = 512
+"""Nearest contexts that a kernel mean is taken over; further ones weigh next to nothing."""
 _SUPPORT = 0.1
 
 
@@ -80,6 +83,7 @@ class Memory:
         """Σ over the others of K(e, other); with ``_sums`` what leave-one-out needs."""
         self._sums: Vector = np.zeros(0)
         self._total = 0.0
+        self._median: float | None = None
 
     def __len__(self) -> int:
         return len(self._experiences)
@@ -128,6 +132,7 @@ class Memory:
         self._experiences.append(experience)
         self._index[experience.id] = count
         self._total += reward
+        self._median = None
         if len(self) in _BANDWIDTH_SIZES:
             self._measure_bandwidths()
         return float(self.surprisals(tuning)[count])
@@ -144,6 +149,7 @@ class Memory:
         self._weights[:count] -= kernel
         self._sums[:count] -= kernel * reward
         self._total -= reward
+        self._median = None
         last = count - 1
         for rows in (self._context, self._action):
             rows[place] = rows[last]
@@ -240,7 +246,11 @@ class Memory:
         if not count or len(context) != self._context.shape[1]:
             return [Prediction(0.0, 1.0, 0.0) for _ in actions]
         likeness = self._likeness(np.asarray(context, dtype=np.float32))
-        near = np.flatnonzero(likeness > 1e-3)
+        if count > _NEIGHBOURS:
+            near = np.argpartition(-likeness, _NEIGHBOURS)[:_NEIGHBOURS]
+            near = near[likeness[near] > 1e-3]
+        else:
+            near = np.flatnonzero(likeness > 1e-3)
         likeness, residual = likeness[near], self._residual[near]
         predictions = []
         for action in actions:
@@ -275,13 +285,15 @@ class Memory:
         surprisal = self.surprisals(tuning)
         score = similarity * surprisal if tuning.surprisal_in_score else similarity
         least = tuning.least_reward
-        threshold = float(np.median(self._reward[:count])) if least is None else least
+        threshold = self._median_reward() if least is None else least
         score = np.where(self._reward[:count] >= threshold, score, -1.0) if least is None else score
         size = min(count, max(_SHORTLIST, 4 * tuning.examples_max))
         short = np.argpartition(-score, size - 1)[:size] if size < count else np.arange(count)
-        rewards = np.array([self._current_reward(int(place), frontiers, tuning) for place in short])
-        allowed = (score[short] > 0.0) & ((rewards > threshold) | (least is None))
-        short, rewards = short[allowed], rewards[allowed]
+        allowed = score[short] > 0.0
+        if least is not None:
+            current = [self._current_reward(int(place), frontiers, tuning) for place in short]
+            allowed &= np.array(current) > threshold
+        short = short[allowed]
         chosen = self._diverse(short, score[short], tuning)
         return [
             Recollection(
@@ -289,7 +301,7 @@ class Memory:
                 float(similarity[short[row]]),
                 float(surprisal[short[row]]),
                 float(score[short[row]]),
-                float(rewards[row]),
+                self._current_reward(int(short[row]), frontiers, tuning),
             )
             for row in chosen
         ]
@@ -298,22 +310,27 @@ class Memory:
         """Rows of ``short`` in the order chosen."""
         if not short.size:
             return []
-        context, action = self._context[short].astype(float), self._action[short].astype(float)
+        rows = np.hstack([self._context[short] / self.bandwidths[0], self._action[short] / self.bandwidths[1]])
+        norms = (rows * rows).sum(axis=1)
+        alike = np.exp(-0.5 * np.maximum(norms[:, None] + norms[None, :] - 2.0 * rows @ rows.T, 0.0))
         scale = float(score.max())
+        gain = score.copy()
         closest = np.zeros(short.size)
-        open_rows = np.ones(short.size, dtype=bool)
         chosen: list[int] = []
         while len(chosen) < tuning.examples_max:
-            gain = np.where(open_rows, score - tuning.diversity * closest * scale, -np.inf)
             best = int(gain.argmax())
             if not gain[best] > 0.0:
                 break
             chosen.append(best)
-            open_rows[best] = False
-            square = ((context - context[best]) ** 2).sum(axis=1) / self.bandwidths[0] ** 2
-            square += ((action - action[best]) ** 2).sum(axis=1) / self.bandwidths[1] ** 2
-            closest = np.maximum(closest, np.exp(-0.5 * square))
+            np.maximum(closest, alike[best], out=closest)
+            gain = score - tuning.diversity * scale * closest
+            gain[chosen] = -np.inf
         return chosen
+
+    def _median_reward(self) -> float:
+        if self._median is None:
+            self._median = float(np.median(self._reward[: len(self)]))
+        return self._median
 
     def _current_reward(self, place: int, frontiers: Frontiers, tuning: Tuning) -> float:
         experience = self._experiences[place]

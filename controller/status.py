@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-
-from prometheus_client import CollectorRegistry, Counter, Gauge
+import math
+from typing import Final, Literal
 
 from controller.discovery import Found
 from controller.journal import RoundReport
 from controller.llm.settings import ModelSettings
 from controller.memory.mirror import MirroredMemory
-from controller.state import Action, PipelineView
+from controller.metrics import ControllerMetrics
+from controller.state import Action, Observation, PipelineView
 from controller.worlds.kubernetes import COMPONENT, KubernetesWorld
-from sair.errors import ApiUnavailable, Conflict, NotFound, PermanentError
+from sair.errors import Conflict, SairError
 from sair.kube.client import Api
 from sair.kube.events import Recorder, Reference
 from sair.kube.patch import apply_status
@@ -22,6 +23,7 @@ from sair.pipeline import (
     API_VERSION,
     KIND,
     Condition,
+    ConditionType,
     Decision,
     Pipeline,
     PipelineStatus,
@@ -29,12 +31,18 @@ from sair.pipeline import (
     parse_pipeline,
     with_condition,
 )
-from sair.quantities import Millicores, format_memory, format_millicores
+from sair.quantities import format_memory, format_millicores
 from sair.wire import to_builtins
 
 __all__ = ["StatusWriter"]
 
 _log = get_logger(COMPONENT)
+
+_SENTENCE: Final = 1000
+"""Longest text of others (a model, an error) that is put into a status or an Event, characters."""
+_PHRASE: Final = 200
+"""Longest name of an action, which kubectl shows in a column."""
+_PAUSED: Final = {"auto": "Auto", "off": "Off", "recommend": "Recommend"}
 
 
 class StatusWriter:
@@ -46,7 +54,7 @@ class StatusWriter:
         recorder: Writes Events.
         memory: Whether Redis is there.
         model: Whether a language model is wanted.
-        registry: Where the metrics go.
+        metrics: Prometheus.
     """
 
     def __init__(
@@ -56,51 +64,38 @@ class StatusWriter:
         recorder: Recorder,
         memory: MirroredMemory,
         model: ModelSettings,
-        registry: CollectorRegistry,
+        metrics: ControllerMetrics,
     ) -> None:
         self._api = api
         self._world = world
         self._recorder = recorder
         self._memory = memory
         self._model = model
-        labels = ("namespace", "pipeline")
-        self._rounds = Counter(
-            "sair_controller_rounds", "Rounds by who decided.", (*labels, "policy"), registry=registry
-        )
-        self._reflexes = Counter("sair_controller_reflexes", "Times the reflex acted.", labels, registry=registry)
-        self._p99 = Gauge(
-            "sair_pipeline_p99_seconds", "End-to-end P99 latency of the last window.", labels, registry=registry
-        )
-        self._slo = Gauge("sair_pipeline_slo_seconds", "Upper bound of P99.", labels, registry=registry)
-        self._cost = Gauge("sair_pipeline_cost_dollars_per_hour", "Effective cost.", labels, registry=registry)
-        self._misses = Counter(
-            "sair_pipeline_slo_misses", "Requests later than the SLO, as seen in windows.", labels, registry=registry
-        )
-        self._unsaved = Gauge(
-            "sair_controller_unsaved_experiences", "Experiences that wait for Redis.", registry=registry
-        )
+        self._metrics = metrics
+        self._uids: dict[str, str] = {}
 
     async def round_ended(self, report: RoundReport) -> None:
         """Write the status; a status that cannot be written is written with the next round."""
-        namespace, name = report.view.key.split("/")
-        self._measure(report, namespace, name)
-        found = self._world.found().get(report.view.key)
-        if found is None:
-            return
+        key = report.view.key
+        namespace, name = key.split("/")
+        self._metrics.round(report, self._memory.unsaved)
         try:
-            current = await self._pipeline(namespace, name)
+            found = self._world.found().get(key)
+            if found is None:
+                return
+            current = parse_pipeline(await self._api.get(PIPELINES.path(namespace, name)))
+            self._uids[key] = current.metadata.uid
             status = self._status(report, found, current)
             await apply_status(self._api, PIPELINES, namespace, name, to_builtins(status), component=COMPONENT)
-        except (ApiUnavailable, Conflict, NotFound, PermanentError) as error:
-            _log.warning("the status could not be written", pipeline=report.view.key, problem=str(error))
-            return
-        self._tell(report, Reference(PIPELINES, name, namespace, current.metadata.uid))
+        except SairError as error:
+            _log.warning("the status could not be written", pipeline=key, problem=str(error))
+        self._tell(report, Reference(PIPELINES, name, namespace, self._uids.get(key, "")))
 
     async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
         """Count, and tell by Event."""
         namespace, name = view.key.split("/")
-        self._reflexes.labels(namespace, name).inc()
-        reference = Reference(PIPELINES, name, namespace)
+        self._metrics.reflex(view.key)
+        reference = Reference(PIPELINES, name, namespace, self._uids.get(view.key, ""))
         self._recorder.record(reference, "Reflex", f"a queue builds up: {action}", action="Scaling")
 
     async def ensure(self, found: Found) -> None:
@@ -113,20 +108,10 @@ class StatusWriter:
             return  # somebody else did
         _log.info("found a pipeline", pipeline=found.view.key, stages=[stage.name for stage in found.view.stages])
 
-    def _measure(self, report: RoundReport, namespace: str, name: str) -> None:
-        policy = report.decision.policy if report.decision else "none"
-        self._rounds.labels(namespace, name, policy).inc()
-        self._slo.labels(namespace, name).set(report.view.slo_s)
-        self._unsaved.set(self._memory.unsaved)
-        seen = report.observation
-        if seen is not None:
-            self._cost.labels(namespace, name).set(seen.cost_per_hour)
-            self._misses.labels(namespace, name).inc(max(0, seen.missed))
-            if seen.p99_s is not None:
-                self._p99.labels(namespace, name).set(seen.p99_s)
-
-    async def _pipeline(self, namespace: str, name: str) -> Pipeline:
-        return parse_pipeline(await self._api.get(PIPELINES.path(namespace, name)))
+    def forget(self, key: str) -> None:
+        """Show no more of a pipeline that is gone."""
+        self._uids.pop(key, None)
+        self._metrics.forget(key)
 
     def _status(self, report: RoundReport, found: Found, current: Pipeline) -> PipelineStatus:
         seen, decision, old = report.observation, report.decision, current.status
@@ -136,8 +121,8 @@ class StatusWriter:
                 round=decision.round,
                 time=_iso(decision.time_s),
                 policy=decision.policy if report.view.mode == "auto" else f"{decision.policy} (recommended only)",
-                action=str(decision.action)[:1000],
-                reason=decision.reason[:1000],
+                action=_said(str(decision.action), _PHRASE),
+                reason=_said(decision.reason),
             )
         return PipelineStatus(
             observed_generation=current.metadata.generation,
@@ -157,8 +142,9 @@ class StatusWriter:
         seen = report.observation.stage(name) if report.observation else None
         after = report.decision.after.get(name) if report.decision and report.view.mode == "auto" else None
         allocation = after or (seen.allocation if seen else None)
-        rate = self._world.wished_rate(found.view.key, name) or (allocation.gpu_rate if allocation else None)
-        cpu = self._world.wished_cpu(found.view.key, name)
+        key = found.view.key
+        rate = self._world.wished_rate(key, name) or (allocation.gpu_rate if allocation else None)
+        cpu = self._world.wished_cpu(key, name)
         return StageStatus(
             name=name,
             after=view.after if view else (),
@@ -167,7 +153,8 @@ class StatusWriter:
             ready_replicas=seen.ready if seen else 0,
             gpu_rate=str(rate) if rate else None,
             gpu_granted=str(seen.granted) if seen and seen.granted else None,
-            cpu=format_millicores(Millicores(cpu or (allocation.cpu if allocation else workload.cpu))),
+            # Only where the controller changed it: the webhook gives new pods what stands here.
+            cpu=format_millicores(cpu) if cpu else None,
             memory=format_memory(workload.memory),
             utilisation=_rounded(max(seen.cpu_utilisation, seen.gpu_utilisation)) if seen else None,
             queue_depth=_rounded(seen.queue_depth) if seen else None,
@@ -176,14 +163,14 @@ class StatusWriter:
     def _conditions(self, report: RoundReport, found: Found, current: Pipeline) -> tuple[Condition, ...]:
         now, conditions = _iso(report.time_s), tuple(current.status.conditions)
 
-        def set_to(kind: str, holds: bool | None, reason: str, message: str = "") -> None:
+        def set_to(kind: ConditionType, holds: bool | None, reason: str, message: str = "") -> None:
             nonlocal conditions
-            status = "Unknown" if holds is None else str(holds)
+            status: Literal["True", "False", "Unknown"] = "Unknown" if holds is None else "True" if holds else "False"
             new = Condition(
-                type=kind,  # type: ignore[arg-type]  # one of the literals below
-                status=status,  # type: ignore[arg-type]
+                type=kind,
+                status=status,
                 reason=reason,
-                message=message[:1000],
+                message=_said(message),
                 last_transition_time=now,
                 observed_generation=current.metadata.generation,
             )
@@ -191,39 +178,54 @@ class StatusWriter:
 
         seen = report.observation is not None
         set_to("MetricsAvailable", seen, "Scraped" if seen else "ScrapeFailed", "" if seen else report.problem)
-        wanted = self._model.configured
-        asked = report.trace is not None
-        if not wanted:
+        if not self._model.configured:
             set_to("LLMReady", False, "NotConfigured", "the built-in policy decides")
-        elif asked:
-            set_to(
-                "LLMReady", not report.fallback, "ModelFailed" if report.fallback else "ModelAnswered", report.fallback
-            )
-        set_to(
-            "FallbackActive", bool(report.fallback), "ModelFailed" if report.fallback else "NotNeeded", report.fallback
-        )
-        limited = report.limited
+            set_to("FallbackActive", False, "NotNeeded")
+        elif report.trace is not None:
+            failed = bool(report.fallback)
+            reason = "ModelFailed" if failed else "ModelAnswered"
+            set_to("LLMReady", not failed, reason, report.fallback)
+            set_to("FallbackActive", failed, reason, report.fallback)
+        elif not any(condition.type == "LLMReady" for condition in conditions):
+            set_to("LLMReady", None, "NotAskedYet")
+            set_to("FallbackActive", None, "NotAskedYet")
+        limited = report.limited or _waiting(report.observation)
         set_to("ScalingLimited", bool(limited), "NotGranted" if limited else "Granted", limited)
-        set_to(
-            "Paused",
-            report.view.mode != "auto",
-            {"auto": "Auto", "off": "Off", "recommend": "Recommend"}[report.view.mode],
-        )
-        set_to(
-            "Conflict", bool(found.conflicts), "Conflicting" if found.conflicts else "None", "; ".join(found.conflicts)
-        )
+        set_to("Paused", report.view.mode != "auto", _PAUSED[report.view.mode])
+        conflicts = "; ".join(found.conflicts)
+        set_to("Conflict", bool(conflicts), "Conflicting" if conflicts else "None", conflicts)
         return conditions
 
     def _tell(self, report: RoundReport, reference: Reference) -> None:
         if report.decision is not None and report.decision.action:
-            note = f"round {report.round} by {report.decision.policy}: {report.decision.action}"
+            note = _said(f"round {report.round} by {report.decision.policy}: {report.decision.action}")
             self._recorder.record(
                 reference, "Scaled" if report.view.mode == "auto" else "Recommended", note, action="Scaling"
             )
         if report.limited:
-            self._recorder.record(reference, "ScalingLimited", report.limited, action="Scaling", severity="Warning")
+            self._recorder.record(
+                reference, "ScalingLimited", _said(report.limited), action="Scaling", severity="Warning"
+            )
         if report.decision is None and report.view.mode != "off":
-            self._recorder.record(reference, "Held", report.problem, action="Scaling", severity="Warning")
+            self._recorder.record(reference, "Held", _said(report.problem), action="Scaling", severity="Warning")
+
+
+def _waiting(seen: Observation | None) -> str:
+    """Which stages' replicas have less than was wished for, in words."""
+    stages = seen.stages if seen is not None else ()
+    return "; ".join(
+        f"{stage.name}: {stage.granted} of {stage.allocation.gpu_rate} granted"
+        for stage in stages
+        if stage.granted is not None
+        and stage.allocation.gpu_rate is not None
+        and stage.granted < stage.allocation.gpu_rate
+    )
+
+
+def _said(text: str, most: int = _SENTENCE) -> str:
+    """Somebody else's text as it may be shown in a terminal: bounded, on one line, without control characters."""
+    shown = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def _iso(seconds: float) -> str:
@@ -231,4 +233,4 @@ def _iso(seconds: float) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None or not math.isfinite(value) else round(value, 4)

@@ -27,14 +27,22 @@ def decide(menu: Menu) -> Proposal:
     saving = hold.digest.cost_per_hour - menu.plan.cost_per_hour if menu.plan else 0.0
     if hold.digest.violation <= _LITTLE and saving < _WORTHWHILE * hold.digest.cost_per_hour:
         return Proposal(hold.action, "in-context", _why(hold, menu), hold.number)
-    best = min(menu.candidates, key=_rank)
+    best = min(menu.candidates, key=lambda each: _rank(each, menu))
     return Proposal(best.action, "in-context", _why(best, menu), best.number)
 
 
-def _rank(candidate: Candidate) -> tuple[float, int, float, float]:
+def _rank(candidate: Candidate, menu: Menu) -> tuple[float, int, float, float]:
     digest = candidate.digest
-    order = {"plan": 0, "hold": 1}.get(candidate.origin, 2)
+    order = 1 if not candidate.action else 0 if candidate.origin == "plan" and _leads(candidate, menu) else 2
     return round(digest.violation, 3), order, digest.cost_per_hour if order < 2 else 0.0, -digest.reward
+
+
+def _leads(candidate: Candidate, menu: Menu) -> bool:
+    """A step that costs more without lacking less is worth it only on the way to something good that is cheaper."""
+    hold, plan = menu.hold.digest, menu.plan
+    if candidate.digest.cost_per_hour < hold.cost_per_hour:
+        return True
+    return plan is not None and plan.feasible and plan.cost_per_hour < (1.0 - _WORTHWHILE) * hold.cost_per_hour
 
 
 def _why(candidate: Candidate, menu: Menu) -> str:

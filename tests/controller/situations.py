@@ -46,7 +46,9 @@ def chain(**changes: Any) -> PipelineView:
     return PipelineView(**{**values, **changes})
 
 
-def allocations(pre: int = 2, infer: int = 2, post: int = 1, gpu_milli: int = 500, cpu: int = 1000) -> dict[str, Allocation]:
+def allocations(
+    pre: int = 2, infer: int = 2, post: int = 1, gpu_milli: int = 500, cpu: int = 1000
+) -> dict[str, Allocation]:
     """Replicas of each stage, the share and the CPU of each replica."""
     return {
         "pre": Allocation(pre, Millicores(cpu), Mebibytes(512), None),
@@ -81,7 +83,10 @@ def stage_observation(name: str, allocation: Allocation, arrivals: float = 40.0,
 
 
 def observation(
-    at: dict[str, Allocation] | None = None, arrivals: float = 40.0, stages: dict[str, dict[str, Any]] | None = None, **changes: Any
+    at: dict[str, Allocation] | None = None,
+    arrivals: float = 40.0,
+    stages: dict[str, dict[str, Any]] | None = None,
+    **changes: Any,
 ) -> Observation:
     """A calm pipeline: P99 of 100 ms of 250 ms, nothing queued, metrics fresh."""
     chosen = at or allocations()
@@ -101,23 +106,50 @@ def observation(
         "p99_s": 0.1,
         "slo_s": 0.25,
         "goodput_per_s": arrivals,
-        "completed": round(15 * arrivals),
+        "completed": 600,
         "missed": 0,
         "cost_per_hour": 2.5,
     }
     return Observation(**{**values, **changes})
 
 
-def room(free_milli: int = 1000, cards: int = 4, free_cpu: int = 32000, held: dict[str, int] | None = None) -> ClusterRoom:
+def room(
+    free_milli: int = 1000, cards: int = 4, free_cpu: int = 32000, held: dict[str, int] | None = None
+) -> ClusterRoom:
     """One node whose cards have so much free each; ``held`` counts the pipeline's replicas, GPU ones on the first card."""
     counts = held if held is not None else {"pre": 2, "infer": 2, "post": 1}
     gpus = tuple(
-        GpuRoom(free_milli, Mebibytes(65536), {"infer": counts.get("infer", 0)} if card == 0 else {}) for card in range(cards)
+        GpuRoom(free_milli, Mebibytes(65536), {"infer": counts.get("infer", 0)} if card == 0 else {})
+        for card in range(cards)
     )
     return ClusterRoom((NodeRoom("node-1", Millicores(free_cpu), Mebibytes(131072), counts, gpus),))
 
 
-def experienced(seen: Observation | None = None, rounds_seen: int = 3, tuning: Tuning | None = None, **view: Any) -> Knowledge:
+def packed_room(at: dict[str, Allocation], on_cards: tuple[int, ...] | None = None) -> ClusterRoom:
+    """One node whose six cards hold the GPU stage's replicas, packed unless told otherwise; what they do not hold is free."""
+    share = at["infer"].gpu_rate
+    milli = share.milli if share else 0
+    counts = on_cards or placed((0,) * 6, at["infer"].replicas, milli)
+    gpus = tuple(GpuRoom(1000 - count * milli, Mebibytes(65536), {"infer": count} if count else {}) for count in counts)
+    used = sum(each.replicas * each.cpu for each in at.values())
+    held = {name: each.replicas for name, each in at.items()}
+    return ClusterRoom((NodeRoom("node-1", Millicores(64000 - used), Mebibytes(131072), held, gpus),))
+
+
+def placed(on_cards: tuple[int, ...], replicas: int, milli: int) -> tuple[int, ...]:
+    """So many replicas in all: new ones go to the fullest card with room, the last card's leave first; nobody moves."""
+    counts = list(on_cards)
+    while sum(counts) < replicas:
+        fitting = [card for card, count in enumerate(counts) if 1000 - count * milli >= milli]
+        counts[max(fitting, key=lambda card: counts[card])] += 1
+    while sum(counts) > replicas:
+        counts[max(card for card, count in enumerate(counts) if count)] -= 1
+    return tuple(counts)
+
+
+def experienced(
+    seen: Observation | None = None, rounds_seen: int = 3, tuning: Tuning | None = None, **view: Any
+) -> Knowledge:
     """Knowledge after some rounds of one observation, 30 s apart, the last at its time."""
     seen, tuning = seen or observation(), tuning or Tuning()
     pipeline = chain(**view)

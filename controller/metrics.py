@@ -1,0 +1,76 @@
+"""The controller's own Prometheus metrics, registered once and written by whichever term of leadership is on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from controller.journal import RoundReport
+
+__all__ = ["ControllerMetrics"]
+
+_LABELS: Final = ("namespace", "pipeline")
+
+
+class ControllerMetrics:
+    """What Prometheus sees of the controller.
+
+    Args:
+        registry: Where the metrics go.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rounds = Counter(
+            "sair_controller_rounds", "Rounds by who decided.", (*_LABELS, "policy"), registry=registry
+        )
+        self._reflexes = Counter("sair_controller_reflexes", "Times the reflex acted.", _LABELS, registry=registry)
+        self._p99 = Gauge(
+            "sair_pipeline_p99_seconds", "End-to-end P99 latency of the last window.", _LABELS, registry=registry
+        )
+        self._slo = Gauge("sair_pipeline_slo_seconds", "Upper bound of P99.", _LABELS, registry=registry)
+        self._cost = Gauge("sair_pipeline_cost_dollars_per_hour", "Effective cost.", _LABELS, registry=registry)
+        self._misses = Counter(
+            "sair_pipeline_slo_misses", "Requests later than the SLO, as seen in windows.", _LABELS, registry=registry
+        )
+        self._unsaved = Gauge(
+            "sair_controller_unsaved_experiences", "Experiences that wait for Redis.", registry=registry
+        )
+        self._failures = Counter(
+            "sair_controller_loop_failures", "Times a pipeline's loop failed.", _LABELS, registry=registry
+        )
+        self._leader = Gauge("sair_controller_leader", "1 while this process leads.", registry=registry)
+
+    def round(self, report: RoundReport, unsaved: int) -> None:
+        """Count a round and show what it saw."""
+        place = report.view.key.split("/")
+        self._rounds.labels(*place, report.decision.policy if report.decision else "none").inc()
+        self._slo.labels(*place).set(report.view.slo_s)
+        self._unsaved.set(unsaved)
+        seen = report.observation
+        if seen is not None:
+            self._cost.labels(*place).set(seen.cost_per_hour)
+            self._misses.labels(*place).inc(max(0, seen.missed))
+            if seen.p99_s is not None:
+                self._p99.labels(*place).set(seen.p99_s)
+
+    def reflex(self, key: str) -> None:
+        """Count a reflex of the pipeline ``namespace/name``."""
+        self._reflexes.labels(*key.split("/")).inc()
+
+    def failed(self, key: str) -> None:
+        """Count a failure of a pipeline's loop."""
+        self._failures.labels(*key.split("/")).inc()
+
+    def leading(self, leads: bool) -> None:
+        """Show whether this process leads; who does not shows no pipelines."""
+        self._leader.set(leads)
+        if not leads:
+            for gauge in (self._p99, self._slo, self._cost):
+                gauge.clear()
+            self._unsaved.set(0)
+
+    def forget(self, key: str) -> None:
+        """Show no more of a pipeline that is gone; its counters stay, as counters do."""
+        for gauge in (self._p99, self._slo, self._cost):
+            gauge.remove_by_labels(dict(zip(_LABELS, key.split("/"), strict=True)))

@@ -1,0 +1,123 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.identification import PRIOR_SCV, StageFit, fit_stage, fitted_curve, given_fit, service_time_error
+from controller.model import ServiceCurve
+from controller.state import Allocation, StageObservation
+from sair.quantities import GpuRate, Mebibytes, Millicores
+from tests.controller.situations import stage_observation
+
+TRUTH = ServiceCurve(0.001, 0.002, 0.004, 0.4, setup_s=0.010, setup_gpu_s=0.004)
+
+
+def at(
+    milli: int, cpu: int = 1000, batch: float | None = None, truth: ServiceCurve = TRUTH, **changes: object
+) -> StageObservation:
+    """The GPU stage measured at a share, a CPU and a batch."""
+    allocation = Allocation(2, Millicores(cpu), Mebibytes(512), GpuRate(milli))
+    service = float(truth.service_s(cpu / 1000, milli / 1000, batch or 1.0))
+    seen = stage_observation("infer", allocation, service_s=service, service_scv=truth.scv, mean_batch=batch)
+    return replace(seen, **changes)  # type: ignore[arg-type]
+
+
+def learn(windows: list[StageObservation], fit: StageFit | None = None, every_s: float = 30.0) -> StageFit:
+    for number, window in enumerate(windows):
+        fit = fit_stage(fit, window, window_s=15.0, now=every_s * number, half_life_s=900.0)
+    assert fit is not None
+    return fit
+
+
+def test_after_one_window_the_fit_gives_back_what_was_measured() -> None:
+    fit = learn([at(500)])
+    assert float(fitted_curve(fit).service_s(1.0, 0.5)) == pytest.approx(float(TRUTH.service_s(1.0, 0.5)), rel=1e-6)
+
+
+def test_elsewhere_it_is_unsure_until_it_has_been_there() -> None:
+    fit = learn([at(500)] * 5)
+    assert float(service_time_error(fit, 1.0, 0.2)) > 3 * float(service_time_error(fit, 1.0, 0.5))
+    wiser = learn([at(200)] * 5, fit)
+    assert float(service_time_error(wiser, 1.0, 0.2)) < float(service_time_error(fit, 1.0, 0.2)) / 3
+
+
+def test_a_share_that_scales_less_than_believed_is_found_from_three_shares() -> None:
+    fit = learn([at(milli) for milli in (500, 400, 300, 400, 500, 600)])
+    for share in (0.25, 0.4, 0.7):
+        assert float(fitted_curve(fit).service_s(1.0, share)) == pytest.approx(
+            float(TRUTH.service_s(1.0, share)), rel=0.05
+        )
+
+
+def test_what_a_batch_saves_is_found_from_batches_of_several_sizes() -> None:
+    fit = learn([at(500, batch=batch) for batch in (1.0, 2.0, 4.0, 6.0, 3.0, 1.5)])
+    curve = fitted_curve(fit)
+    for batch in (1.0, 5.0, 8.0):
+        assert float(curve.service_s(1.0, 0.5, batch)) == pytest.approx(
+            float(TRUTH.service_s(1.0, 0.5, batch)), rel=0.06
+        )
+
+
+def test_the_split_survives_a_long_spell_at_one_share() -> None:
+    before = learn([at(milli) for milli in (500, 400, 300, 400, 500, 600)])
+    after = learn([at(500)] * 200, before)
+    assert float(fitted_curve(after).service_s(1.0, 0.3)) == pytest.approx(float(TRUTH.service_s(1.0, 0.3)), rel=0.08)
+
+
+def test_a_stage_that_becomes_slower_is_followed_within_a_few_half_lives() -> None:
+    slower = ServiceCurve(0.002, 0.004, 0.008, 0.4, setup_s=0.020, setup_gpu_s=0.008)
+    fit = learn([at(500)] * 40)
+    fit = learn([at(500, truth=slower)] * 90, replace(fit, updated_s=0.0))
+    assert float(fitted_curve(fit).service_s(1.0, 0.5)) == pytest.approx(float(slower.service_s(1.0, 0.5)), rel=0.05)
+
+
+def test_the_variance_goes_from_a_cautious_prior_to_what_is_measured() -> None:
+    first = learn([at(500, departures_per_s=0.5)])
+    many = learn([at(500)] * 10)
+    assert PRIOR_SCV > first.scv > many.scv
+    assert many.scv == pytest.approx(TRUTH.scv, rel=0.05)
+
+
+def test_switched_off_the_prior_stays_as_the_first_window_scaled_it() -> None:
+    first = learn([at(500)])
+    kept = fit_stage(first, at(200), window_s=15.0, now=60.0, half_life_s=900.0, learn=False)
+    assert kept == first
+
+
+def test_a_belief_that_somebody_gave_is_used_until_measured_otherwise() -> None:
+    fit = given_fit(TRUTH, uses_gpu=True)
+    assert float(fitted_curve(fit).service_s(2.0, 0.3)) == pytest.approx(float(TRUTH.service_s(2.0, 0.3)))
+    wrong = given_fit(ServiceCurve(0.0, 0.0, 0.050), uses_gpu=True)
+    corrected = learn([at(500), at(400), at(300)] * 5, wrong)
+    assert float(fitted_curve(corrected).service_s(1.0, 0.4)) == pytest.approx(
+        float(TRUTH.service_s(1.0, 0.4)), rel=0.1
+    )
+
+
+def test_full_batches_are_believed_larger_than_mean_ones_until_a_saturated_stage_shows_them() -> None:
+    fit = learn([at(500, batch=3.0)])
+    assert fit.batch_max == 6.0
+    saturated = at(500, batch=4.0, queue_depth=100.0, queue_slope=1.0)
+    assert learn([saturated], fit).batch_max == 4.0
+
+
+@pytest.mark.parametrize("service", [None, math.nan, math.inf, 0.0, -1.0, 1e18])
+def test_a_service_time_that_is_none_teaches_nothing(service: float | None) -> None:
+    fit = learn([at(500)])
+    assert fit_stage(fit, at(300, service_s=service), window_s=15.0, now=60.0, half_life_s=900.0) == fit
+    assert fit_stage(None, at(300, service_s=service), window_s=15.0, now=60.0, half_life_s=900.0) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(50, 1000), st.integers(500, 4000), st.floats(1e-4, 2.0)), min_size=1, max_size=15)
+)
+def test_whatever_is_measured_predicted_times_stay_positive_numbers(windows: list[tuple[int, int, float]]) -> None:
+    fit = learn([at(milli, cpu, service_s=service) for milli, cpu, service in windows])
+    grid = fitted_curve(fit).service_s(np.array([0.5, 1.0, 4.0]), np.array([0.05, 0.5, 1.0]))
+    assert np.isfinite(grid).all()
+    assert (grid > 0).all()
+    assert all(value >= -1e-12 for value in fit.theta)
+    assert fit.scv >= 0

@@ -1,0 +1,176 @@
+"""`sair controller run` as processes of their own, with the controller's own rights, a real API server and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from controller.memory.store import Store
+from sair.kube.client import Api
+from sair.kube.resources import LEASES
+from tests.controller.stages import SERVICE_ACCOUNT, WAIT_S, Stages, eventually, installed
+from tests.e2e.cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
+
+COMMAND = (sys.executable, "-c", "from sair.cli import main; main()", "controller", "run")
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    with installed(control_plane):
+        yield control_plane
+
+
+@pytest_asyncio.fixture
+async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
+    async with (
+        await Api.from_environment(cluster.kubeconfig) as api,
+        Stages(api, f"main-{secrets.token_hex(3)}") as standing,
+    ):
+        yield standing
+        with contextlib.suppress(Exception):
+            await api.delete(LEASES.path("sair-system", "sair-controller"))
+
+
+class Process:
+    """A controller's process and what it logged."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.lines.append({"event": line.decode()})
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        async def is_so() -> bool:
+            return any(line.get("event") == event for line in self.lines)
+
+        await eventually(is_so, lambda: self.lines[-20:])
+        return next(line for line in self.lines if line.get("event") == event)
+
+    async def get(self, path: str) -> tuple[int, str]:
+        port = (await self.logged("serving"))["port"]
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as answer:
+            return answer.status, await answer.text()
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(WAIT_S):
+            code = await self.process.wait()
+            await self._reading
+        return code
+
+
+@contextlib.asynccontextmanager
+async def started(cluster: ControlPlane, redis_url: str, **settings: str) -> AsyncIterator[Process]:
+    own = {
+        "SAIR_CONTROLLER_KUBECONFIG": str(cluster.client_kubeconfig(SERVICE_ACCOUNT)),
+        "SAIR_CONTROLLER_REDIS_URL": redis_url,
+        "SAIR_CONTROLLER_HOST": "127.0.0.1",
+        "SAIR_CONTROLLER_PORT": "0",
+        "SAIR_CONTROLLER_INTERVAL_S": "5",
+        "SAIR_CONTROLLER_WINDOW_S": "2",
+        "SAIR_CONTROLLER_REFLEX_INTERVAL_S": "0.5",
+        **settings,
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SAIR_", "OPENAI_", "REDIS_"))}
+    process = await asyncio.create_subprocess_exec(*COMMAND, env=kept | own, stderr=asyncio.subprocess.PIPE)
+    one = Process(process)
+    try:
+        yield one
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await one.ended()
+
+
+async def test_it_finds_a_pipeline_runs_rounds_and_ends_cleanly_on_sigterm(
+    cluster: ControlPlane, stages: Stages, redis_url: str
+) -> None:
+    node = await stages.node()
+    await stages.stage("detect", {"gpu-rate": "0.3", "mode": "recommend", "slo-p99": "300ms"}, node=node)
+    await stages.stage("classify", {"after": "detect"}, node=node)
+    async with started(cluster, redis_url) as first:
+        await first.logged("leading")
+
+        async def shown() -> bool:
+            return bool((await stages.pipeline()).get("status", {}).get("lastDecision"))
+
+        await eventually(shown, lambda: first.lines[-20:])
+        assert (await first.get("/readyz"))[0] == 200
+        metrics = (await first.get("/metrics"))[1]
+        assert f'sair_pipeline_slo_seconds{{namespace="{stages.namespace}",pipeline="shop"}} 0.3' in metrics
+        assert "sair_controller_leader 1.0" in metrics
+        table = await asyncio.to_thread(cluster.run_kubectl, "get", "pipelines", "--namespace", stages.namespace)
+        header, row = table.splitlines()
+        assert header.split() == ["NAME", "MODE", "SLO", "P99", "COST/H", "BOTTLENECK", "DECISION", "AGE"]
+        assert row.split()[:3] == ["shop", "recommend", "0.3"]
+        first.process.send_signal(signal.SIGTERM)
+        assert await first.ended() == 0
+        assert first.lines[-1]["event"] in ("stopped", "leadership released", "leading no more")
+        assert not [line for line in first.lines if line.get("level") == "error"], first.lines
+    lease = await stages.api.get(LEASES.path("sair-system", "sair-controller"))
+    assert lease["spec"].get("holderIdentity", "") == ""
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+async def test_a_standby_goes_on_with_the_round_after_the_leaders_last_one(
+    cluster: ControlPlane, stages: Stages, redis_url: str, store: Store, how: str
+) -> None:
+    await stages.stage("detect", {"gpu-rate": "0.3", "mode": "recommend"}, node=await stages.node())
+    key = stages.key()
+
+    async def rounds() -> list[int]:
+        records = [fields for _id, fields in await store.decisions(key, 1000) if fields["kind"] == "decision"]
+        return [int(fields["round"]) for fields in reversed(records) if fields.get("policy")]
+
+    async with started(cluster, redis_url) as first:
+        await first.logged("leading")
+        async with started(cluster, redis_url) as second:
+            assert (await second.logged("serving"))["port"]
+
+            async def two_rounds() -> bool:
+                return len((await store.load(key)).experiences) >= 1 and len(await rounds()) >= 2
+
+            await eventually(two_rounds, lambda: first.lines[-20:])
+            assert not [line for line in second.lines if line.get("event") == "leading"]
+            before = await rounds()
+            first.process.send_signal(signal.Signals[how])
+            await first.ended()
+            await second.logged("leading")
+
+            async def goes_on() -> bool:
+                return len((await store.load(key)).experiences) >= len(before) + 1
+
+            await eventually(goes_on, lambda: second.lines[-20:])
+    numbers = await rounds()
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "no round twice, none left out"
+    concluded = [experience.round for experience in (await store.load(key)).experiences]
+    assert concluded == numbers[: len(concluded)]
+
+
+async def test_a_setting_that_is_wrong_ends_it_with_one_line_that_names_it() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, env={**os.environ, "SAIR_CONTROLLER_INTERVAL_S": "soon"}, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 2
+    assert said.decode().startswith("sair: SAIR_CONTROLLER_INTERVAL_S: 'soon' is not allowed")

@@ -1,0 +1,127 @@
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.knowledge import Learned
+from controller.reflex import freeze, queue_threshold_s, react
+from controller.state import HOLD, Action, StageGauge, project_all
+from controller.tuning import Tuning
+from tests.controller.situations import allocations, chain, experienced, observation, room
+
+VIEW, TUNING = chain(), Tuning()
+LEARNED = experienced().learned
+
+
+def gauges(
+    queues: dict[str, float] | None = None, arrivals: float = 40.0, ready: dict[str, int] | None = None
+) -> list[StageGauge]:
+    return [
+        StageGauge(name, (queues or {}).get(name, 0.0), arrivals, each, (ready or {}).get(name, each.replicas))
+        for name, each in allocations().items()
+    ]
+
+
+def test_nothing_queued_nothing_done() -> None:
+    assert react(LEARNED, VIEW, gauges(), room(), TUNING) == HOLD
+
+
+def test_a_few_waiting_requests_are_no_alarm() -> None:
+    assert react(LEARNED, VIEW, gauges({"infer": 5.0}, arrivals=90.0), room(), TUNING) == HOLD
+
+
+def test_a_burst_is_answered_in_one_go_and_not_by_grid_steps_of_a_round() -> None:
+    action = react(LEARNED, VIEW, gauges({"infer": 200.0}, arrivals=170.0), room(), TUNING)
+    assert action.on("infer").gpu_milli > 200
+
+
+def test_the_rise_is_no_larger_than_what_arrives_and_waits_needs() -> None:
+    small = react(LEARNED, VIEW, gauges({"infer": 40.0}, arrivals=110.0), room(), TUNING)
+    large = react(LEARNED, VIEW, gauges({"infer": 400.0}, arrivals=110.0), room(), TUNING)
+    assert 0 < small.on("infer").gpu_milli < large.on("infer").gpu_milli
+
+
+def test_stages_that_the_queue_would_move_on_to_are_raised_with_it() -> None:
+    action = react(LEARNED, VIEW, gauges({"pre": 300.0}, arrivals=400.0), room(), TUNING)
+    assert action.on("pre").cpu > 0
+    assert action.on("infer").gpu_milli > 0
+
+
+def test_a_stage_that_could_serve_its_queue_anyway_is_left_alone() -> None:
+    assert react(LEARNED, VIEW, gauges({"post": 100.0}, arrivals=5.0), room(), TUNING) == HOLD
+
+
+def test_a_stage_never_measured_gets_one_step() -> None:
+    action = react(Learned("test/chain"), VIEW, gauges({"infer": 100.0}), room(), TUNING)
+    assert action.on("infer").gpu_milli == 100
+
+
+def test_no_more_is_asked_for_than_the_card_has() -> None:
+    action = react(LEARNED, VIEW, gauges({"infer": 500.0}, arrivals=300.0), room(free_milli=240), TUNING)
+    assert action.on("infer").gpu_milli == 120
+    assert (
+        react(LEARNED, VIEW, gauges({"infer": 500.0}, arrivals=300.0), room(free_milli=0), TUNING).on("infer").gpu_milli
+        == 0
+    )
+
+
+def test_the_budget_holds_for_the_reflex_too() -> None:
+    poor = chain(budget_per_hour=0.5)
+    assert react(LEARNED, poor, gauges({"infer": 500.0}, arrivals=300.0), room(), TUNING) == HOLD
+
+
+def test_switched_off_it_does_nothing() -> None:
+    assert react(LEARNED, VIEW, gauges({"infer": 500.0}, arrivals=300.0), room(), Tuning(reflex=False)) == HOLD
+
+
+def test_a_slow_pipeline_has_a_longer_threshold() -> None:
+    assert queue_threshold_s(chain(slo_s=0.2), TUNING) == 0.25
+    assert queue_threshold_s(chain(slo_s=4.0), TUNING) == 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e18])
+def test_gauges_that_show_no_number_trigger_nothing(value: float) -> None:
+    poisoned = [replace(gauge, queue_depth=value, arrivals_per_s=value) for gauge in gauges()]
+    assert react(LEARNED, VIEW, poisoned, room(), TUNING) == HOLD
+
+
+def test_a_missing_gauge_holds() -> None:
+    assert react(LEARNED, VIEW, gauges({"infer": 500.0})[:2], room(), TUNING) == HOLD
+
+
+@given(
+    st.dictionaries(st.sampled_from(["pre", "infer", "post"]), st.floats(0.0, 1e4)),
+    st.floats(0.0, 1e4),
+    st.integers(0, 1000),
+    st.integers(0, 32000),
+    st.integers(0, 2),
+)
+def test_it_only_ever_adds_and_stays_inside_bounds_room_and_budget(
+    queues: dict[str, float], arrivals: float, free_milli: int, free_cpu: int, ready: int
+) -> None:
+    at = allocations()
+    seen = gauges(queues, arrivals, {"infer": ready})
+    action: Action = react(LEARNED, VIEW, seen, room(free_milli=free_milli, free_cpu=free_cpu), TUNING)
+    for delta in action.deltas:
+        assert delta.is_up
+        assert not delta.is_down
+        assert delta.replicas == 0
+    after = project_all(at, action)
+    assert all(each.cpu <= 4000 for each in after.values())
+    share = after["infer"].gpu_rate
+    assert share is not None
+    assert 2 * (share.milli - 500) <= free_milli
+    assert sum(each.replicas * each.cpu for each in after.values()) - 5000 <= free_cpu
+
+
+def test_after_it_acted_descents_are_frozen_for_twenty_seconds() -> None:
+    frozen = freeze(LEARNED, 100.0, TUNING)
+    assert frozen.frozen_until_s == 120.0
+    assert freeze(frozen, 90.0, TUNING).frozen_until_s == 120.0
+
+
+def test_the_same_observation_gives_the_same_answer() -> None:
+    first = react(experienced(observation()).learned, VIEW, gauges({"infer": 200.0}, 170.0), room(), TUNING)
+    assert first == react(experienced(observation()).learned, VIEW, gauges({"infer": 200.0}, 170.0), room(), TUNING)

@@ -1,0 +1,153 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from controller import round as rounds
+from controller.decision import Proposal, Situation
+from controller.features import context_vector
+from controller.guardrails import RULES
+from controller.knowledge import Knowledge
+from controller.state import HOLD, Action, KnobOutcome, Observation, StageDelta, project_all
+from controller.tuning import Tuning
+from sair.quantities import GpuRate
+from tests.controller.situations import allocations, chain, experienced, observation, room
+
+TUNING, VIEW = Tuning(), chain()
+WIDE = allocations(pre=4, infer=4, post=3, gpu_milli=600, cpu=2000)
+RAISE = Action((StageDelta("infer", gpu_milli=100),))
+
+
+def situation(seen: Observation) -> Situation:
+    held = {name: each.replicas for name, each in seen.allocations.items()}
+    return Situation(VIEW, seen, room(free_cpu=64000, held=held), seen.time_s)
+
+
+def decided(action: Action, outcomes: list[KnobOutcome] | None = None) -> tuple[Knowledge, Situation]:
+    """A round that decided an action, waiting for its outcome."""
+    seen = situation(observation(WIDE))
+    knowledge = experienced(observation(WIDE))
+    menu = rounds.candidates(knowledge, seen, TUNING)
+    decision = rounds.admit(knowledge, menu, Proposal(action, "in-context"), TUNING)
+    return rounds.applied(knowledge, seen, decision, outcomes or [], TUNING), seen
+
+
+def test_a_round_is_pure_and_the_same_seed_gives_the_same_decision() -> None:
+    seen, knowledge = situation(observation(WIDE)), experienced(observation(WIDE))
+    decisions = []
+    for _ in range(2):
+        menu = rounds.candidates(knowledge, seen, TUNING)
+        proposal = rounds.choose(knowledge, menu, TUNING, np.random.default_rng(7))
+        decisions.append(rounds.admit(knowledge, menu, proposal, TUNING))
+    assert decisions[0] == decisions[1]
+    assert knowledge.learned.round == 0
+
+
+def test_a_decision_carries_every_rules_verdict_and_what_was_predicted() -> None:
+    seen, knowledge = situation(observation(WIDE)), experienced(observation(WIDE))
+    menu = rounds.candidates(knowledge, seen, TUNING)
+    decision = rounds.admit(knowledge, menu, Proposal(RAISE, "llm", "more"), TUNING)
+    assert [verdict.rule for verdict in decision.verdicts] == [rule.name for rule in RULES]
+    assert decision.after == project_all(decision.before, RAISE)
+    assert decision.predicted_p99_s is not None
+    assert decision.predicted_cost_per_hour is not None
+    assert decision.predicted_reward is not None
+    assert decision.epsilon == 0.15
+
+
+def test_a_wish_that_is_refused_is_recorded_and_nothing_is_applied() -> None:
+    seen = observation(WIDE, p99_s=0.4)
+    knowledge = experienced(observation(WIDE))
+    menu = rounds.candidates(knowledge, situation(seen), TUNING)
+    wish = Action((StageDelta("infer", replicas=-1),))
+    decision = rounds.admit(knowledge, menu, Proposal(wish, "llm"), TUNING)
+    assert decision.wished == wish
+    assert decision.held
+    assert decision.rejected
+    assert decision.after == decision.before
+
+
+def test_the_next_round_concludes_the_one_before_with_what_really_happened() -> None:
+    knowledge, seen = decided(RAISE)
+    after = observation(project_all(WIDE, RAISE), time_s=330.0, p99_s=0.05, cost_per_hour=4.0)
+    experience = rounds.conclude(knowledge, after, VIEW, TUNING, writer="7")
+    assert experience is not None
+    assert experience.id == "00000000-7"
+    assert experience.action == RAISE
+    assert experience.context == context_vector(seen.observation, VIEW)
+    assert experience.outcome.latency_ratio == pytest.approx(0.2)
+    assert experience.outcome.cost_ratio == pytest.approx(0.2)
+    assert experience.previous_latency_ratio == pytest.approx(0.4)
+    assert experience.reward.latency == pytest.approx(0.15 * 0.5)
+    assert experience.predicted_reward is not None
+
+
+def test_what_the_reflex_added_meanwhile_is_part_of_the_experience() -> None:
+    knowledge, _ = decided(RAISE)
+    reflexed = {**WIDE, "infer": replace(WIDE["infer"], gpu_rate=GpuRate(1000))}
+    experience = rounds.conclude(knowledge, observation(reflexed, time_s=330.0), VIEW, TUNING)
+    assert experience is not None
+    assert experience.action == Action((StageDelta("infer", gpu_milli=400),))
+
+
+def test_a_wish_that_was_granted_in_part_is_remembered_as_granted_and_not_wished_again() -> None:
+    grant = KnobOutcome("infer", "gpu_rate", 700, 650, "the card is full")
+    knowledge, _ = decided(RAISE, [grant])
+    pending = knowledge.learned.pending
+    assert pending is not None
+    assert pending.action == Action((StageDelta("infer", gpu_milli=50),))
+    assert [(each.stage, each.knob) for each in knowledge.learned.refusals] == [("infer", "gpu_rate")]
+
+
+def test_a_refused_wish_leaves_no_action() -> None:
+    knowledge, _ = decided(RAISE, [KnobOutcome("infer", "gpu_rate", 700, 600, "the card is full")])
+    assert knowledge.learned.last_action == HOLD
+
+
+def test_each_round_counts_once_and_fades_the_probes() -> None:
+    knowledge, _ = decided(RAISE)
+    assert knowledge.learned.round == 1
+    assert knowledge.learned.last_action == RAISE
+
+
+def test_before_the_first_decision_there_is_nothing_to_conclude() -> None:
+    assert rounds.conclude(experienced(), observation(), VIEW, TUNING) is None
+
+
+def test_a_forced_probe_says_so_and_is_one_of_the_safe_candidates() -> None:
+    knowledge = experienced(observation(WIDE))
+    menu = rounds.candidates(knowledge, situation(observation(WIDE)), TUNING)
+    always = replace(TUNING, epsilon=1.0, epsilon_floor=1.0)
+    proposal = rounds.choose(knowledge, menu, always, np.random.default_rng(1))
+    assert proposal.policy == "probe"
+    assert proposal.candidate in menu.safe
+    assert rounds.probe(knowledge, menu, replace(TUNING, probing=False), np.random.default_rng(1)) is None
+
+
+def test_a_window_in_which_the_reflex_moved_a_knob_does_not_teach_service_times() -> None:
+    knowledge = rounds.reflexed(experienced(), RAISE, 325.0, TUNING)
+    slow = observation(time_s=330.0, stages={"infer": {"service_s": 0.9}})
+    assert rounds.observe(knowledge, VIEW, slow, TUNING).learned.fits == knowledge.learned.fits
+    later = replace(slow, time_s=360.0)
+    assert rounds.observe(knowledge, VIEW, later, TUNING).learned.fits != knowledge.learned.fits
+
+
+def test_a_reflex_that_did_nothing_freezes_nothing() -> None:
+    knowledge = experienced()
+    assert rounds.reflexed(knowledge, HOLD, 325.0, TUNING) == knowledge
+    assert rounds.reflexed(knowledge, RAISE, 325.0, TUNING).learned.frozen_until_s == 345.0
+
+
+def test_fan_out_is_learned_from_what_leaves_above_and_arrives_below() -> None:
+    stages = {"infer": {"arrivals_per_s": 120.0, "departures_per_s": 120.0}, "post": {"arrivals_per_s": 40.0}}
+    knowledge = experienced(observation(stages=stages), rounds_seen=10)
+    assert knowledge.learned.ratios["infer"] == pytest.approx(3.0)
+    assert knowledge.learned.ratios["post"] == pytest.approx(1 / 3)
+
+
+def test_a_saturated_stage_above_does_not_hide_the_load_of_those_below() -> None:
+    knowledge = experienced(rounds_seen=10)
+    jammed = {"pre": {"arrivals_per_s": 200.0, "departures_per_s": 80.0}, "infer": {"arrivals_per_s": 80.0}}
+    seen = observation(arrivals=200.0, stages=jammed, time_s=330.0)
+    knowledge = rounds.observe(knowledge, VIEW, seen, TUNING)
+    assert knowledge.learned.ratios["infer"] == pytest.approx(1.0, abs=0.05)

@@ -1,0 +1,100 @@
+"""What a round leaves in the Pipeline's status, whatever a model or an error said."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from controller.decision import Decision
+from controller.journal import RoundReport
+from controller.llm.policy import Trace
+from controller.memory.store import Store
+from controller.state import HOLD, KnobOutcome
+from controller.status import StatusWriter
+from sair.kube.client import Api
+from tests.controller.fleets import Running, RunningFleet
+from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually, installed
+from tests.e2e.cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    with installed(control_plane):
+        yield control_plane
+
+
+@pytest_asyncio.fixture
+async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
+    async with (
+        await Api.from_environment(cluster.kubeconfig) as api,
+        Stages(api, f"status-{secrets.token_hex(3)}") as standing,
+    ):
+        yield standing
+
+
+@pytest_asyncio.fixture
+async def running(cluster: ControlPlane, store: Store, stages: Stages) -> AsyncIterator[Running]:
+    async with (
+        await Api.from_environment(cluster.client_kubeconfig(SERVICE_ACCOUNT)) as api,
+        RunningFleet(api, store) as one,
+    ):
+        # Off, so that the fleet's own rounds decide nothing, and without pods, so that they see nothing.
+        await stages.deployment("a", {"mode": "off"})
+
+        async def there() -> bool:
+            return bool(await stages.pipeline())
+
+        await eventually(there)
+        yield one
+
+
+def report(running: Running, stages: Stages, reason: str = "", **more: object) -> RoundReport:
+    view = running.world.found()[stages.key()].view
+    decision = Decision(view.key, 7, 1.8e9, "llm", HOLD, HOLD, {}, {}, (), reason=reason, bottleneck="a")
+    made = RoundReport(replace(view, mode="auto"), 7, 1.8e9, decision=decision)
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+async def last(stages: Stages) -> dict[str, str]:
+    decision: dict[str, str] = (await stages.pipeline())["status"]["lastDecision"]
+    return decision
+
+
+async def test_a_models_words_are_bounded_and_cannot_play_with_a_terminal(stages: Stages, running: Running) -> None:
+    await running.status.round_ended(report(running, stages, "\x1b[2Jbecause\r\n\x00 " + "so " * 100_000))
+    reason = (await last(stages))["reason"]
+    assert reason.startswith("[2Jbecause so so")
+    assert len(reason) == 1000
+    assert reason.isprintable()
+
+
+async def test_an_endless_error_of_a_model_is_bounded_too(stages: Stages, running: Running) -> None:
+    writer: StatusWriter = running.status
+    await writer.round_ended(report(running, stages, trace=Trace(), fallback="no " * 100_000))
+    for kind in ("FallbackActive", "LLMReady"):
+        assert len((await stages.condition(kind)).get("message", "")) <= 1000
+
+
+async def test_a_wish_that_was_not_granted_limits_scaling_and_says_which(stages: Stages, running: Running) -> None:
+    outcomes = [KnobOutcome("a", "gpu_rate", 500, 0, "1 of 1 replicas: no share granted yet")]
+    await running.status.round_ended(report(running, stages, outcomes=outcomes))
+    condition = await stages.condition("ScalingLimited")
+    assert (condition["status"], condition["reason"]) == ("True", "NotGranted")
+    assert condition["message"] == "a gpu_rate: 1 of 1 replicas: no share granted yet"
+
+
+async def test_a_transition_time_moves_only_with_its_status(stages: Stages, running: Running) -> None:
+    await running.status.round_ended(report(running, stages))
+    before = await stages.condition("ScalingLimited")
+    later = report(running, stages)
+    later.time_s += 3600
+    await running.status.round_ended(later)
+    assert await stages.condition("ScalingLimited") == before
