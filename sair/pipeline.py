@@ -21,6 +21,7 @@ __all__ = [
     "PLURAL",
     "VERSION",
     "Condition",
+    "ConditionType",
     "Decision",
     "Metadata",
     "Mode",

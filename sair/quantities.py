@@ -14,6 +14,7 @@ __all__ = [
     "GpuRate",
     "Mebibytes",
     "Millicores",
+    "cpu_limit_beside",
     "format_memory",
     "format_millicores",
     "parse_cpu",
@@ -163,3 +164,21 @@ def format_memory(memory: Mebibytes) -> str:
 def format_millicores(cpu: Millicores) -> str:
     """Write millicores as a Kubernetes quantity."""
     return f"{cpu}m"
+
+
+def cpu_limit_beside(request: Millicores, *, was: Millicores | None, limit: Millicores | None) -> Millicores | None:
+    """Choose the CPU limit that goes with a new request, so that the pod's QoS class stays what it is.
+
+    A limit equal to the request follows it; a higher one stays, unless the new request reaches it: then it keeps its ratio.
+
+    Args:
+        request: The new request.
+        was: The request so far; None: the limit, as Kubernetes has it.
+        limit: The limit so far; None if there is none.
+
+    Returns:
+        The new limit; None if there is none.
+    """
+    if limit is None or was is None or was >= limit:
+        return None if limit is None else request
+    return limit if request < limit else Millicores(-(-request * limit // max(1, was)))

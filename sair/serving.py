@@ -49,7 +49,9 @@ def health_routes(registry: CollectorRegistry, readiness: Readiness) -> list[web
         return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"not ready: {reason}\n")
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=render(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # Collectors may read files, as the process's own numbers in /proc are.
+        body = await asyncio.to_thread(render, registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
 

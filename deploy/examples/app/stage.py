@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -26,7 +27,11 @@ _GROUP = "stage"
 _BLOCK_MS = 200
 _IDLE_MS = 5_000
 _LOOK_S = 0.5
+_ABANDONED_MS = 15_000
+_CLAIM_S = 2.0
 _LONGEST_STREAM = 50_000
+_RESULTS = "results"
+"""Where the last stage leaves what is done, with the time of its end in ``queued``."""
 _SIMULATED = os.environ.get("EXAMPLE_SIMULATED_DRIVER", "/opt/example/simulated/libcuda.so.1")
 
 LATENCY = Histogram("sair_stage_latency_seconds", "Time in the stage, waiting included.", buckets=_BUCKETS)
@@ -58,16 +63,23 @@ def run_stage(
     work = _work(device, cpu_ms, gpu_ms)
     start_http_server(port)
     threading.Thread(target=_watch, args=(client, stream, consumer, stop), daemon=True).start()
+    claim_s = 0.0
     while not stop.is_set():
+        abandoned = time.monotonic() >= claim_s
+        if abandoned:
+            claim_s = time.monotonic() + _CLAIM_S
         try:
-            _serve_one(client, stream, consumer, f"stage:{following}" if following else "", work)
+            taken = _take(client, stream, consumer, abandoned=abandoned)
+            if taken is not None:
+                _serve(client, stream, following, *taken, work)
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             _join(client, stream)
         except redis.ConnectionError:
             time.sleep(0.2)
-    client.xgroup_delconsumer(stream, _GROUP, consumer)
+    with contextlib.suppress(redis.RedisError):  # the queue may be gone before its stages are
+        client.xgroup_delconsumer(stream, _GROUP, consumer)
 
 
 def _join(client: Client, stream: str) -> None:
@@ -78,18 +90,29 @@ def _join(client: Client, stream: str) -> None:
             raise
 
 
-def _serve_one(client: Client, stream: str, consumer: str, following: str, work: Callable[[], None]) -> None:
+def _take(client: Client, stream: str, consumer: str, *, abandoned: bool) -> tuple[str, dict[str, str]] | None:
+    """The next request; now and then one that a replica took and died over."""
+    if abandoned:
+        [_, claimed, *_] = client.xautoclaim(stream, _GROUP, consumer, min_idle_time=_ABANDONED_MS, count=1)
+        if claimed:
+            [[identifier, fields]] = claimed
+            return identifier, fields
     taken = client.xreadgroup(_GROUP, consumer, {stream: ">"}, count=1, block=_BLOCK_MS)
     if not taken:
-        return
+        return None
     [[_, [[identifier, fields]]]] = taken
+    return identifier, fields
+
+
+def _serve(
+    client: Client, stream: str, following: str, identifier: str, fields: dict[str, str], work: Callable[[], None]
+) -> None:
     began = time.time()
     work()
     done = time.time()
     with client.pipeline(transaction=True) as both:
-        if following:
-            passed = {"born": fields["born"], "queued": repr(done)}
-            both.xadd(following, passed, maxlen=_LONGEST_STREAM, approximate=True)
+        passed = {"born": fields["born"], "queued": repr(done)}
+        both.xadd(f"stage:{following}" if following else _RESULTS, passed, maxlen=_LONGEST_STREAM, approximate=True)
         both.xack(stream, _GROUP, identifier)
         both.execute()
     SERVICE.observe(done - began)
@@ -99,7 +122,7 @@ def _serve_one(client: Client, stream: str, consumer: str, following: str, work:
 
 
 def _watch(client: Client, stream: str, consumer: str, stop: threading.Event) -> None:
-    """The queue is one for all replicas, so the first of them in the alphabet that is alive tells its length and what was added."""
+    """The queue is one for all replicas: the first of them in the alphabet that is alive tells its length and what was added."""
     added_before: int | None = None
     while not stop.wait(_LOOK_S):
         try:

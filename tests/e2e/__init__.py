@@ -1,0 +1,1 @@
+"""Tests against a real Kubernetes, and the harness that brings one up on this machine."""

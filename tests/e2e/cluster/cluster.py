@@ -1,0 +1,281 @@
+"""A Kubernetes cluster whose nodes are trees of namespaces on this machine.
+
+Everything it starts, mounts and connects is found again without any memory of having made it: processes by the process
+table and by their network namespaces, mounts because they live in the nodes' own mount namespaces, cgroups and interfaces
+by name. `Cluster.down` therefore clears away what a killed harness left behind just as well as a cluster that runs.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.e2e.cluster import addons, binaries, cgroups, components, dependencies, images
+from tests.e2e.cluster.components import PORT
+from tests.e2e.cluster.control_plane import run_kubectl
+from tests.e2e.cluster.errors import ClusterError
+from tests.e2e.cluster.images import Image
+from tests.e2e.cluster.network import INSTANCES, Fabric
+from tests.e2e.cluster.node import Node
+from tests.e2e.cluster.probes import answers_200, wait_until
+from tests.e2e.cluster.processes import Identity, ProcessTable
+
+NODES = 2
+BINARIES = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+    "coredns",
+)
+
+
+class Cluster:
+    """One of the few clusters that fit on this machine; each instance has names and addresses of its own."""
+
+    def __init__(self, instance: int | None = None) -> None:
+        """Name the cluster; `up` brings it up.
+
+        Its files lie in `SAIR_CLUSTER_DIR`, default below the cache, on a file system that can be an overlay's upper layer.
+
+        Args:
+            instance: 0 to 9; default: `SAIR_CLUSTER_INSTANCE`, else 0.
+        """
+        instance = int(os.environ.get("SAIR_CLUSTER_INSTANCE", "0")) if instance is None else instance
+        if instance not in INSTANCES:
+            raise ValueError(f"cluster instance {instance} is not between {INSTANCES.start} and {INSTANCES.stop - 1}")
+        self.instance = instance
+        self._fabric = Fabric(instance)
+        parent = os.environ.get("SAIR_CLUSTER_DIR")
+        self.directory = (Path(parent) if parent else binaries.cache_root()) / f"cluster-{instance}"
+        self.kubeconfig = self.directory / "kubeconfig"
+        """A cluster administrator's kubeconfig, self-contained."""
+        self.address = self._fabric.address(0)
+        """Address of the API server, from the host and from every node."""
+        self.url = components.server_url(self.address)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Its nodes."""
+        table = self._table()
+        return [Node(number, self.directory / f"node{number}", self._fabric, table) for number in range(NODES)]
+
+    def up(self, *, extra_images: Sequence[Image] = (), report: Callable[[str], None] = print) -> None:
+        """Bring the cluster up from nothing and return when its nodes and its DNS are Ready.
+
+        Args:
+            extra_images: imported into every node besides the cluster's own.
+            report: told of each step with the seconds since the beginning.
+
+        Raises:
+            Unavailable: the machine lacks something.
+            ClusterError: something did not start; nothing is left of it.
+        """
+        dependencies.require()
+        programs = binaries.require(BINARIES)
+        archives = [images.archive(image) for image in (images.pause(), images.coredns(), *extra_images)]
+        with self._locked():
+            self._down()
+            try:
+                self._up(programs, archives, _Stopwatch(report))
+            except BaseException as error:
+                if not isinstance(error, KeyboardInterrupt):
+                    error.add_note(self._last_words())
+                self._down()
+                raise
+
+    def down(self) -> None:
+        """Remove every trace of the cluster, also of one whose harness was killed; nothing there is fine."""
+        with self._locked():
+            self._down()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is up: its API server answers."""
+        admin = components.key_pair(self._pki, "admin")
+        authority = components.key_pair(self._pki, "ca").certificate
+        return authority.exists() and answers_200(self.address, PORT, "/readyz", authority, admin)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60.0) -> str:
+        """Run kubectl against this cluster; returns its standard output.
+
+        Raises:
+            ClusterError: it failed or took too long.
+        """
+        return run_kubectl(self.kubectl_path, self.kubeconfig, *arguments, stdin=stdin, timeout_s=timeout_s)
+
+    @property
+    def kubectl_path(self) -> Path:
+        """The kubectl that matches the server."""
+        return binaries.require(["kubectl"])["kubectl"]
+
+    def apply(self, manifests: Sequence[Mapping[str, object]]) -> None:
+        """Apply manifests, server-side."""
+        documents = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
+        self.kubectl("apply", "--server-side", "--filename=-", stdin=documents)
+
+    def load(self, image: Image) -> None:
+        """Build an image when it is not in the cache, and import it into every node."""
+        self.import_archive(images.archive(image))
+
+    def import_archive(self, archive: Path) -> None:
+        """Import an image archive into every node."""
+        self._import([archive])
+
+    def install_metrics_server(self) -> None:
+        """Bring metrics-server up beside the cluster's own add-ons."""
+        binaries.require(["metrics-server"])
+        image = images.metrics_server()
+        self.load(image)
+        self.apply(addons.metrics(image.tag))
+
+    def stop(self, component: str) -> None:
+        """Kill `etcd`, `kube-apiserver`, `kube-controller-manager` or `kube-scheduler`, until `start` brings it back."""
+        self._table().stop(component)
+
+    def start(self, component: str) -> None:
+        """Start a component that `stop` killed, and wait until the API server is ready."""
+        self._table().start(component, self._command(component, binaries.require(BINARIES)))
+        wait_until(lambda: self.running, 60.0, lambda: self._table().tail(component))
+
+    def kill_node(self, number: int) -> None:
+        """Take a node away as a power cut does."""
+        self.nodes[number].kill()
+
+    def start_node(self, number: int) -> None:
+        """Bring a killed node back, with its images."""
+        programs = binaries.require(BINARIES)
+        self.nodes[number].start(programs["kubelet"], programs["kube-proxy"])
+
+    def wait_for_nodes(self, timeout_s: float = 60.0) -> None:
+        """Return once every node is Ready.
+
+        Raises:
+            ClusterError: one is not in time; the message ends with its kubelet's last words.
+        """
+
+        def ready() -> bool:
+            jsonpath = '{range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {end}'
+            return self.kubectl("get", "nodes", f"--output=jsonpath={jsonpath}").split() == ["True"] * NODES
+
+        wait_until(ready, timeout_s, lambda: "\n".join(f"{node.name}: {node.tail('kubelet')}" for node in self.nodes))
+
+    def leftovers(self) -> list[str]:
+        """Every trace of a cluster on this machine, in words: processes, namespaces, interfaces, cgroups, mounts, files."""
+        mounts = [f"mount {point}" for point in _mounts_below(self.directory)]
+        processes = [f"process {process.name} ({process.pid})" for process in self._recorded()]
+        processes += [f"process {pid}" for pid in self._fabric.processes()]
+        files = [f"directory {self.directory}"] if self.directory.exists() else []
+        return [*processes, *self._fabric.leftovers(), *cgroups.leftovers(self._fabric.prefix), *mounts, *files]
+
+    def log(self, component: str) -> Path:
+        """Output of one component of the control plane."""
+        return self._table().log(component)
+
+    def _up(self, programs: Mapping[str, Path], archives: Sequence[Path], watch: "_Stopwatch") -> None:
+        self.directory.mkdir(parents=True, mode=0o700)
+        self._fabric.create(NODES)
+        authority = components.issue_credentials(self._pki, self.address, self.kubeconfig)
+        table = self._table()
+        table.start("etcd", self._command("etcd", programs))
+        table.start("kube-apiserver", self._command("kube-apiserver", programs))
+        for node in self.nodes:
+            node.prepare(authority, self.url)
+            node.start(programs["kubelet"], programs["kube-proxy"])
+        watch("processes started")
+        self._import(archives)
+        watch("images imported")
+        wait_until(lambda: self.running, 60.0, lambda: table.tail("kube-apiserver"))
+        watch("API server ready")
+        # Before RBAC is there, controller manager and scheduler would give up.
+        for component in ("kube-controller-manager", "kube-scheduler"):
+            table.start(component, self._command(component, programs))
+        self.apply(addons.dns(images.coredns().tag))
+        self.wait_for_nodes()
+        watch("nodes Ready")
+        self.kubectl("rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=50s")
+        watch("DNS ready")
+
+    def _import(self, archives: Sequence[Path]) -> None:
+        def into(node: Node) -> None:
+            node.wait_for_containerd()
+            for archive in archives:
+                node.import_image(archive)
+            node.images_imported()
+
+        with ThreadPoolExecutor(max_workers=NODES) as pool:
+            list(pool.map(into, self.nodes))
+
+    def _down(self) -> None:
+        recorded = self._recorded()
+        for process in reversed(recorded):
+            process.kill()
+        # What was started but not yet written down when the harness was killed. Killing a node's root ends its tree.
+        deadline = time.monotonic() + 10
+        while pids := self._fabric.processes():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise ClusterError(f"processes {pids} outlive SIGKILL")
+            time.sleep(0.01)
+        for number in range(NODES):
+            cgroups.remove(f"{self._fabric.prefix}node{number}")
+        self._fabric.remove()
+        for point in _mounts_below(self.directory):
+            subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        with self.directory.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _recorded(self) -> list[Identity]:
+        return self._table().running() if (self.directory / "processes.json").exists() else []
+
+    @property
+    def _pki(self) -> Path:
+        return self.directory / "pki"
+
+    def _command(self, component: str, programs: Mapping[str, Path]) -> list[str | Path]:
+        return [*self._fabric.enter(0), programs[component], *components.flags(component, self.directory, self.address)]
+
+    def _table(self) -> ProcessTable:
+        return ProcessTable(self.directory, bound_to_this_process=False)
+
+    def _last_words(self) -> str:
+        said = [f"{name}:\n{self._table().tail(name, 8)}" for name in ("etcd", "kube-apiserver", "node0", "node1")]
+        said += [
+            f"{node.name} {daemon}:\n{node.tail(daemon, 8)}"
+            for node in self.nodes
+            for daemon in ("containerd", "kubelet")
+        ]
+        return "\n\n".join(said)
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return sorted((point for point in points if point.startswith(f"{directory}/")), reverse=True)
+
+
+class _Stopwatch:
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._begin = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        self._report(f"{time.monotonic() - self._begin:6.1f} s  {step}")

@@ -1,0 +1,114 @@
+"""SAIR on the cluster: a kustomization applied with images built from this checkout."""
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.cluster import images
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
+
+DEVELOPMENT = images.REPOSITORY / "deploy" / "overlays" / "development"
+"""The overlay for a cluster on one machine, whose images are built there."""
+
+_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
+
+
+class Installation:
+    """One kustomization on one cluster."""
+
+    def __init__(self, cluster: Cluster, kustomization: Path = DEVELOPMENT) -> None:
+        """Render the kustomization; nothing is applied yet.
+
+        Args:
+            cluster: where it goes.
+            kustomization: the directory.
+        """
+        self.cluster = cluster
+        self.kustomization = kustomization
+        rendered = cluster.kubectl("kustomize", str(kustomization))
+        self._images = images.named_in(rendered)
+        # kubectl turns the rendered YAML into JSON without asking the server for anything.
+        offline = ["create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-"]
+        self.objects: list[dict[str, Any]] = _documents(cluster.kubectl(*offline, stdin=rendered))
+        """What the kustomization renders to."""
+
+    def load_images(self) -> None:
+        """Build every image that it names and import it into every node."""
+        self._load(self._images)
+
+    def apply(self) -> str:
+        """Apply it; returns what kubectl said of each object."""
+        return self.cluster.kubectl("apply", f"--kustomize={self.kustomization}", timeout_s=120)
+
+    def wait(self, timeout_s: float = 120.0) -> None:
+        """Return once every workload of it is complete.
+
+        Raises:
+            ClusterError: one is not in time; the note says what its pods and events look like.
+        """
+        # Together, so that the time is the slowest one's and not the sum.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda workload: self._wait_for(workload, timeout_s), self.workloads()))
+
+    def delete(self) -> None:
+        """Delete everything of it and wait until it is gone."""
+        command = ["delete", f"--kustomize={self.kustomization}", "--ignore-not-found", "--timeout=180s"]
+        self.cluster.kubectl(*command, timeout_s=190)
+
+    def workloads(self) -> list[tuple[str, str, str]]:
+        """Kind, namespace and name of everything of it that runs pods."""
+        return [
+            (item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+            for item in self.objects
+            if item["kind"] in _WORKLOADS
+        ]
+
+    def versions(self) -> dict[str, str]:
+        """Generation of every object on the cluster, by kind and name; it rises when the specification changes."""
+        live = self.cluster.kubectl("get", f"--kustomize={self.kustomization}", "--output=json")
+        return {
+            f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}": str(
+                item["metadata"].get("generation", item["metadata"]["uid"])
+            )
+            for item in _documents(live)
+        }
+
+    def remains(self) -> str:
+        """What of it is still on the cluster, one object a line."""
+        command = ["get", f"--kustomize={self.kustomization}", "--ignore-not-found", "--output=name"]
+        try:
+            return self.cluster.kubectl(*command)
+        except ClusterError as error:
+            # Once its CustomResourceDefinition is gone, the server no longer knows that kind at all.
+            if "no matches for kind" in str(error):
+                return ""
+            raise
+
+    def _load(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.cluster.load(self._images[name](name))
+
+    def _wait_for(self, workload: tuple[str, str, str], timeout_s: float) -> None:
+        kind, namespace, name = workload
+        target = [f"{kind.lower()}/{name}", f"--namespace={namespace}"]
+        try:
+            self.cluster.kubectl("rollout", "status", *target, f"--timeout={timeout_s:g}s", timeout_s=timeout_s + 10)
+        except ClusterError as error:
+            error.add_note(self.cluster.kubectl("get", "pods", f"--namespace={namespace}", "--output=wide"))
+            error.add_note(self.cluster.kubectl("events", f"--namespace={namespace}"))
+            raise
+
+
+def _documents(output: str) -> list[dict[str, Any]]:
+    """The objects in kubectl's JSON: one, a List of them, or several written after each other."""
+    decoder = json.JSONDecoder()
+    found: list[dict[str, Any]] = []
+    position = 0
+    while position < len(output.rstrip()):
+        document, position = decoder.raw_decode(output, position)
+        found += document["items"] if document["kind"] == "List" else [document]
+        position += len(output[position:]) - len(output[position:].lstrip())
+    return found

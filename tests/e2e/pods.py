@@ -1,0 +1,115 @@
+"""Manifests of the harness's own test workloads, and what is asked of them."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
+from tests.e2e.cluster.images import BASE_IMAGE
+
+# What the Pod Security profile "restricted" demands.
+RESTRICTED_POD = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+RESTRICTED_CONTAINER = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+_SERVE_INFO = ["python3", "-u", "-m", "http.server", "8000", "--directory", "/info"]
+
+
+def web(name: str, *, replicas: int = 1, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A Deployment that serves its pods' annotations, as files of the downward API, over HTTP."""
+    container = {
+        "name": "web",
+        "image": BASE_IMAGE,
+        "imagePullPolicy": "Never",
+        "command": _SERVE_INFO,
+        "ports": [{"containerPort": 8000}],
+        "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
+        "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}},
+        "securityContext": RESTRICTED_CONTAINER,
+        "volumeMounts": [{"name": "info", "mountPath": "/info"}],
+    }
+    info = [{"path": key, "fieldRef": {"fieldPath": f"metadata.annotations['{key}']"}} for key in (annotations or {})]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}, "annotations": dict(annotations or {})},
+                "spec": {
+                    "terminationGracePeriodSeconds": 0,
+                    "automountServiceAccountToken": False,
+                    "securityContext": RESTRICTED_POD,
+                    "containers": [container],
+                    "volumes": [{"name": "info", "downwardAPI": {"items": info}}],
+                },
+            },
+        },
+    }
+
+
+def service(name: str) -> dict[str, Any]:
+    """A Service in front of the Deployment `web(name)`."""
+    spec = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8000}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+def create(cluster: Cluster, namespace: str, *manifests: Mapping[str, Any]) -> None:
+    """Apply manifests to a namespace."""
+    cluster.apply(
+        [{**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}} for manifest in manifests]
+    )
+
+
+def rollout(cluster: Cluster, namespace: str, name: str, timeout_s: float = 60.0) -> None:
+    """Wait until a Deployment is complete.
+
+    Raises:
+        ClusterError: it is not in time; the message ends with the namespace's events.
+    """
+    wait = f"--timeout={timeout_s:g}s"
+    try:
+        cluster.kubectl(
+            "rollout", "status", f"deployment/{name}", f"--namespace={namespace}", wait, timeout_s=timeout_s + 10
+        )
+    except ClusterError as error:
+        error.add_note(cluster.kubectl("get", "pods,events", f"--namespace={namespace}", "--output=wide"))
+        raise
+
+
+def pods(cluster: Cluster, namespace: str, app: str) -> list[dict[str, Any]]:
+    """The pods of an app that are not being deleted."""
+    found = cluster.kubectl("get", "pods", f"--namespace={namespace}", f"--selector=app={app}", "--output=json")
+    items: list[dict[str, Any]] = json.loads(found)["items"]
+    return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+
+
+def ready(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod is Ready."""
+    conditions = pod["status"].get("conditions", [])
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def execute(cluster: Cluster, namespace: str, pod: str, *command: str) -> str:
+    """Run a command in a pod; returns its standard output."""
+    return cluster.kubectl("exec", pod, f"--namespace={namespace}", "--", *command)
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Wait until a condition holds; returns the seconds that took.
+
+    Raises:
+        AssertionError: it does not hold in time.
+    """
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begin + timeout_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.1)
+    return time.monotonic() - begin

@@ -1,0 +1,92 @@
+"""Stages of pipelines as users write them, and GPUs that exist on paper."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from sair.annotations import GPU_GRANTED, GPU_INDEX, GPUS, PIPELINE, STAGE
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.node import PAUSE_IMAGE
+from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD
+
+GPU_MEMORY_MI = 16_000
+
+
+def give_gpus(cluster: Cluster, per_node: int) -> None:
+    """Announce GPUs on every node, as a node agent with a driver under it would."""
+    card = {"memoryMi": GPU_MEMORY_MI, "model": "paper"}
+    for node in cluster.nodes:
+        cards = [{**card, "uuid": f"GPU-{node.name}-{index}"} for index in range(per_node)]
+        cluster.kubectl("annotate", "node", node.name, f"{GPUS}={json.dumps(cards)}", "--overwrite")
+
+
+def stage(
+    name: str, annotations: Mapping[str, str], *, replicas: int = 1, pod: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A Deployment that is one stage of the pipeline `e2e`; its container only sleeps.
+
+    Args:
+        name: of the Deployment and of the stage.
+        annotations: of the pod template, besides pipeline and stage, without the prefix `sair.dev/`.
+        replicas: how many.
+        pod: fields of the pod's specification to add.
+    """
+    # The controller looks on: what these tests change, they change themselves.
+    own = {f"sair.dev/{key}": value for key, value in {"mode": "off", **annotations}.items()}
+    container = {
+        "name": "sleep",
+        "image": PAUSE_IMAGE,
+        "imagePullPolicy": "Never",
+        "resources": {"requests": {"cpu": "1m", "memory": "4Mi"}},
+        "securityContext": RESTRICTED_CONTAINER,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}, "annotations": {PIPELINE: "e2e", STAGE: name, **own}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 0,
+                    "automountServiceAccountToken": False,
+                    "securityContext": RESTRICTED_POD,
+                    "containers": [container],
+                    **(pod or {}),
+                },
+            },
+        },
+    }
+
+
+def seats(pods: list[dict[str, Any]]) -> "Counter[tuple[str, str]]":
+    """How many of these pods each GPU has, by node and index; those without a GPU are not counted."""
+    placed = [pod for pod in pods if GPU_INDEX in pod["metadata"].get("annotations", {})]
+    return Counter((pod["spec"]["nodeName"], pod["metadata"]["annotations"][GPU_INDEX]) for pod in placed)
+
+
+def shares(cluster: Cluster) -> dict[tuple[str, str], Decimal]:
+    """What is granted on each GPU of the cluster, over all namespaces, by node and index."""
+    pods = json.loads(cluster.kubectl("get", "pods", "--all-namespaces", "--output=json"))["items"]
+    total: dict[tuple[str, str], Decimal] = {}
+    for pod in pods:
+        annotations = pod["metadata"].get("annotations", {})
+        # A pod that has ended holds no share, and one that nobody placed has none.
+        if GPU_INDEX in annotations and pod["status"]["phase"] not in ("Succeeded", "Failed"):
+            seat = (pod["spec"]["nodeName"], annotations[GPU_INDEX])
+            total[seat] = total.get(seat, Decimal(0)) + Decimal(annotations[GPU_GRANTED])
+    return total
+
+
+def overbooked(cluster: Cluster) -> dict[tuple[str, str], Decimal]:
+    """GPUs on which more than the whole of them is granted; there never are any."""
+    return {seat: share for seat, share in shares(cluster).items() if share > 1}
+
+
+def granted(pods: list[dict[str, Any]]) -> list[str]:
+    """The shares granted to these pods."""
+    return [pod["metadata"].get("annotations", {}).get(GPU_GRANTED, "") for pod in pods]

@@ -1,0 +1,99 @@
+"""What becomes of a pod on its way into the cluster, with the webhook and the policies in it."""
+
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
+from tests.e2e.pods import create, eventually, pods, rollout, web
+from tests.e2e.stages import give_gpus, seats, stage
+
+pytestmark = pytest.mark.usefixtures("installation")
+
+
+def test_an_annotated_pod_comes_up_with_all_that_the_hook_needs(cluster: Cluster, namespace: str) -> None:
+    give_gpus(cluster, per_node=1)
+    try:
+        create(cluster, namespace, stage("infer", {"gpu-rate": "0.3", "gpu-memory": "2Gi"}))
+        eventually(lambda: sum(seats(pods(cluster, namespace, "infer")).values()) == 1, 60, "the pod on a GPU")
+        (pod,) = pods(cluster, namespace, "infer")
+    finally:
+        give_gpus(cluster, per_node=0)
+
+    container = pod["spec"]["containers"][0]
+    variables = {entry["name"]: entry for entry in container["env"]}
+    assert pod["spec"]["schedulerName"] == "sair-scheduler"
+    assert [init["name"] for init in pod["spec"]["initContainers"]] == ["sair-hook"]
+    assert variables["LD_PRELOAD"]["value"].endswith("libsair_cuda.so")
+    assert variables["SAIR_GPU_MEMORY_MIB"]["value"] == "2048"
+    assert "sair.dev/gpu-index" in json.dumps(variables["NVIDIA_VISIBLE_DEVICES"]["valueFrom"])
+    assert any(volume.get("downwardAPI") for volume in pod["spec"]["volumes"])
+    annotations = pod["metadata"]["annotations"]
+    assert annotations["sair.dev/gpu-granted"] == "0.3"
+    assert annotations["sair.dev/gpu-index"] == "0"
+    assert "sair.dev/injected" in annotations
+
+
+def test_a_pod_without_annotations_never_reaches_the_webhook(cluster: Cluster, namespace: str) -> None:
+    before = _requests(cluster)
+
+    create(cluster, namespace, web("bystander"))
+    rollout(cluster, namespace, "bystander")
+
+    assert _requests(cluster) == before
+    (pod,) = pods(cluster, namespace, "bystander")
+    assert pod["spec"]["schedulerName"] == "default-scheduler"
+    # The counter does move for a pod that opts in.
+    create(cluster, namespace, stage("member", {}))
+    eventually(lambda: _requests(cluster) > before, 30, "the webhook's counter")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gpu-rate", "1.5"),
+        ("gpu-rate", "a lot"),
+        ("gpu-memory", "2 gigs"),
+        ("slo-p99", "soon"),
+        ("after", "Not_A_Label"),
+    ],
+)
+def test_a_malformed_annotation_is_refused_when_the_workload_is_applied(
+    cluster: Cluster, namespace: str, key: str, value: str
+) -> None:
+    with pytest.raises(ClusterError) as refusal:
+        create(cluster, namespace, stage("wrong", {"gpu-rate": "0.3"} | {key: value}))
+
+    assert f"sair.dev/{key}" in str(refusal.value)
+    assert value in str(refusal.value)
+
+
+def test_nobody_but_the_extender_grants_shares(cluster: Cluster, namespace: str) -> None:
+    create(cluster, namespace, stage("greedy", {}))
+    eventually(lambda: len(pods(cluster, namespace, "greedy")) == 1, 30, "a pod")
+    (pod,) = pods(cluster, namespace, "greedy")
+
+    with pytest.raises(ClusterError, match="only the extender of sair-scheduler grants shares"):
+        cluster.kubectl(
+            "annotate", "pod", pod["metadata"]["name"], "sair.dev/gpu-granted=1", f"--namespace={namespace}"
+        )
+
+
+def _requests(cluster: Cluster) -> float:
+    """Admission requests that all replicas of the webhook have answered."""
+    found = cluster.kubectl(
+        "get", "pods", "--namespace=sair-system", "--selector=app.kubernetes.io/component=webhook", "--output=json"
+    )
+    items: list[dict[str, Any]] = json.loads(found)["items"]
+    total = 0.0
+    for pod in items:
+        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8080/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        total += sum(float(line.split()[-1]) for line in lines if line.startswith(f"{_COUNTER}{{"))
+    return total
+
+
+_COUNTER = "sair_webhook_requests_total"

@@ -1,0 +1,88 @@
+"""Pods land on GPUs by fraction, on a live scheduler with the extender beside it."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.installation import Installation
+from tests.e2e.pods import create, eventually, pods
+from tests.e2e.stages import GPU_MEMORY_MI, give_gpus, granted, seats, stage
+
+
+@pytest.fixture(autouse=True)
+def _eight_gpus(cluster: Cluster, installation: Installation) -> Iterator[None]:
+    give_gpus(cluster, per_node=4)
+    yield
+    give_gpus(cluster, per_node=0)
+
+
+def test_sixteen_halves_put_exactly_two_on_each_of_eight_gpus(cluster: Cluster, namespace: str) -> None:
+    create(cluster, namespace, stage("half", {"gpu-rate": "0.5"}, replicas=16))
+
+    eventually(lambda: sum(seats(pods(cluster, namespace, "half")).values()) == 16, 60, "16 pods on GPUs")
+
+    assert set(seats(pods(cluster, namespace, "half")).values()) == {2}
+    assert len(seats(pods(cluster, namespace, "half"))) == 8
+    assert set(granted(pods(cluster, namespace, "half"))) == {"0.5"}
+
+
+def test_forty_pods_at_once_all_bind_within_seconds(cluster: Cluster, namespace: str) -> None:
+    begin = time.monotonic()
+    create(cluster, namespace, stage("fifth", {"gpu-rate": "0.2"}, replicas=40))
+
+    eventually(lambda: sum(seats(pods(cluster, namespace, "fifth")).values()) == 40, 60, "40 pods on GPUs")
+
+    assert time.monotonic() - begin < 30
+    assert set(seats(pods(cluster, namespace, "fifth")).values()) == {5}
+
+
+def test_a_stage_that_does_not_fit_stays_pending_and_its_event_says_why(cluster: Cluster, namespace: str) -> None:
+    create(cluster, namespace, stage("full", {"gpu-rate": "0.9"}, replicas=8))
+    eventually(lambda: sum(seats(pods(cluster, namespace, "full")).values()) == 8, 60, "every GPU nearly full")
+
+    create(cluster, namespace, stage("late", {"gpu-rate": "0.5"}))
+    eventually(lambda: _failures(cluster, namespace) != [], 30, "a FailedScheduling event")
+
+    (late,) = pods(cluster, namespace, "late")
+    assert late["status"]["phase"] == "Pending"
+    assert "nodeName" not in late["spec"]
+    assert "0.1 of 0.5 free" in _failures(cluster, namespace)[-1]
+
+    # Room made is taken.
+    cluster.kubectl("scale", "deployment/full", "--replicas=7", f"--namespace={namespace}")
+    eventually(lambda: sum(seats(pods(cluster, namespace, "late")).values()) == 1, 60, "the late one on a GPU")
+
+
+def test_more_memory_than_any_gpu_has_is_said_so(cluster: Cluster, namespace: str) -> None:
+    create(cluster, namespace, stage("huge", {"gpu-rate": "0.1", "gpu-memory": "80Gi"}))
+    eventually(lambda: _failures(cluster, namespace) != [], 30, "a FailedScheduling event")
+
+    assert f"needs 81920Mi of GPU memory, the largest GPU has {GPU_MEMORY_MI}Mi" in _failures(cluster, namespace)[-1]
+
+
+def test_node_affinity_and_taints_are_respected(cluster: Cluster, namespace: str) -> None:
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node1"]}]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    create(
+        cluster,
+        namespace,
+        stage("picky", {"gpu-rate": "0.25"}, replicas=6, pod={"affinity": {"nodeAffinity": required}}),
+    )
+    eventually(lambda: sum(seats(pods(cluster, namespace, "picky")).values()) == 6, 60, "6 pods on GPUs")
+    assert {node for node, _ in seats(pods(cluster, namespace, "picky"))} == {"node1"}
+
+    cluster.kubectl("taint", "node", "node1", "e2e=yes:NoSchedule")
+    try:
+        create(cluster, namespace, stage("plain", {"gpu-rate": "0.25"}, replicas=6))
+        eventually(lambda: sum(seats(pods(cluster, namespace, "plain")).values()) == 6, 60, "6 pods on GPUs")
+        assert {node for node, _ in seats(pods(cluster, namespace, "plain"))} == {"node0"}
+    finally:
+        cluster.kubectl("taint", "node", "node1", "e2e-")
+
+
+def _failures(cluster: Cluster, namespace: str) -> list[str]:
+    events = cluster.kubectl("get", "events", f"--namespace={namespace}", "--output=json")
+    return [event["message"] for event in json.loads(events)["items"] if event["reason"] == "FailedScheduling"]
