@@ -1,0 +1,148 @@
+"""``python -m cuda_hook.accuracy``: runs every measurement, prints the table and exits 1 where a bar is missed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single, unslowed
+from cuda_hook.accuracy.container import hook_library
+from cuda_hook.accuracy.ideal import LONG_KERNEL_MS
+from cuda_hook.accuracy.overhead import overhead
+from cuda_hook.accuracy.shapes import PAIR_SHAPES, RATES, SHAPES, Shape
+from cuda_hook.accuracy.verdict import Figure, Verdict, table
+
+__all__ = ["main"]
+
+GROUPS = ("single", "change", "unslowed", "siblings", "pairs", "overhead")
+_ATTEMPTS = 3
+
+
+Rows = Callable[[Bench], Sequence[Verdict]]
+"""Runs a measurement and gives its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measurement and what it is to be run on."""
+
+    group: str
+    run: Rows
+    name: str = ""
+    """What --match looks into."""
+    alone: bool = False
+    """Whether it must not share the host with another measurement."""
+    arbiter: str = "fifo"
+    agent: bool = False
+
+
+def _measurement(
+    group: str,
+    case: Callable[..., Verdict],
+    *arguments: object,
+    alone: bool = False,
+    arbiter: str = "fifo",
+    agent: bool = False,
+) -> Measurement:
+    words = [item.name if isinstance(item, Shape) else str(item) for item in arguments]
+    where = [arbiter, "with agent" if agent else "without agent"] if group == "pairs" else []
+    return Measurement(
+        group, lambda bench: [case(bench, *arguments)], " / ".join([*words, *where]), alone, arbiter, agent
+    )
+
+
+def _measurements() -> list[Measurement]:
+    found = [_measurement("single", single, *one) for one in itertools.product(SHAPES, RATES)]
+    for shape in SHAPES:
+        found += [_measurement("change", live_change, shape, *rates) for rates in ((0.3, 0.8), (0.8, 0.3))]
+    found += [
+        _measurement("unslowed", unslowed, *arguments, alone=True)
+        for arguments in (
+            ("kernel:1000:8192:sync:pause=3200", 0.3, 400),
+            ("kernel:200:132:burst=5:sync:pause=9000", 0.2, 250),
+            ("kernel:5000:132:sync:pause=15000", 0.5, 100),
+            ("kernel:1000:8192:sync", 1.0, 1000),
+        )
+    ]
+    for count, shape, rate in itertools.product((2, 4, 8), (SHAPES[0], SHAPES[2]), (0.3, 0.8)):
+        found.append(_measurement("siblings", siblings, shape, rate, count))
+    for agent, arbiter in itertools.product((True, False), ("fifo", "rr")):
+        for shapes in itertools.product(PAIR_SHAPES, repeat=2):
+            found.append(_measurement("pairs", pair, *shapes, arbiter=arbiter, agent=agent))
+    for arbiter in ("fifo", "rr"):
+        for bias in (-100, 100):
+            found.append(_measurement("pairs", pair, *PAIR_SHAPES[:2], bias, arbiter=arbiter, agent=True))
+    found.append(Measurement("overhead", overhead, "overhead", alone=True))
+    return found
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"Groups to run, of {', '.join(GROUPS)}; default all.")] = None,
+    match: Annotated[
+        str, typer.Option(help="Run only cases whose words contain this, such as '50 ms' or 'rr / with agent'.")
+    ] = "",
+    seconds: Annotated[float, typer.Option(min=2, help="Measured time of a case in s, after settling.")] = 6.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Measurements at once; each has a GPU of its own.")] = 2,
+) -> None:
+    """Measure how exactly the hook holds a share of GPU time, on the simulated GPU."""
+    if not hook_library().exists():
+        typer.echo(f"{hook_library()} is not built; run: make hook", err=True)
+        raise typer.Exit(2)
+    wanted = [m for m in _measurements() if (not only or m.group in only) and match in m.name]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="sair-accuracy-") as directory:
+        root = Path(directory)
+        numbered = list(enumerate(wanted))
+
+        def run(item: tuple[int, Measurement]) -> Sequence[Verdict]:
+            verdicts = _repeat(item[1], root / str(item[0]), seconds)
+            for verdict in verdicts:
+                mark = "ok" if verdict.is_met else "MISSED"
+                typer.echo(f"[{time.monotonic() - started:5.0f} s] {mark:6} {verdict.case}", err=True)
+            return verdicts
+
+        with ThreadPoolExecutor(jobs) as pool:
+            verdicts = [v for rows in pool.map(run, [i for i in numbered if not i[1].alone]) for v in rows]
+        verdicts += [v for item in numbered if item[1].alone for v in run(item)]
+    typer.echo("\n".join(table(verdicts)))
+    missed = [verdict for verdict in verdicts if not verdict.is_met or not verdict.is_conclusive]
+    typer.echo("")
+    typer.echo(
+        f"{len(verdicts) - len(missed)} of {len(verdicts)} rows hold. Shares are the simulated device's own record. Kernels longer "
+        f"than {LONG_KERNEL_MS[1000]:.0f} ms (1 s windows) and {LONG_KERNEL_MS[100]:.0f} ms (100 ms windows) are held to the ideal "
+        "periodic limiter's error + 1 point. 'starved': windows left out because the host did not run the application."
+    )
+    raise typer.Exit(1 if missed else 0)
+
+
+def _repeat(measurement: Measurement, directory: Path, seconds: float) -> Sequence[Verdict]:
+    """Run a measurement again while the host starves it: what cannot be judged must not pass and not fail."""
+    verdicts: Sequence[Verdict] = ()
+    for attempt in range(_ATTEMPTS):
+        bench = Bench(directory / str(attempt), seconds, measurement.agent, measurement.arbiter)
+        try:
+            verdicts = measurement.run(bench)
+        except RuntimeError as error:
+            return [
+                Verdict(
+                    f"failed: {measurement.group}",
+                    f"{measurement.name}: {error}"[:200],
+                    (Figure("failed", math.nan, 0.0),),
+                )
+            ]
+        if all(verdict.is_conclusive for verdict in verdicts):
+            break
+    return verdicts
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,97 @@
+#include "cost.h"
+
+#include "atomics.h"
+
+#define TABLE_SIZE 4096u /* a power of two */
+#define PROBES 32u
+#define WINDOW_SAMPLES 6u
+/* Weight of a new sample in the moving average. */
+#define MEAN_SHIFT 2
+
+static struct sair_cost table[TABLE_SIZE];
+
+static uint32_t hash(const struct sair_key *key) {
+    uint64_t h = 0;
+    for (int i = 0; i < 5; i++) h = (h ^ key->words[i]) * UINT64_C(0x9e3779b97f4a7c15), h ^= h >> 29;
+    return (uint32_t)(h >> 32);
+}
+
+static int is_equal(const struct sair_key *a, const struct sair_key *b) {
+    uint64_t difference = 0;
+    for (int i = 0; i < 5; i++) difference |= a->words[i] ^ b->words[i];
+    return difference == 0;
+}
+
+static struct sair_cost *find(const struct sair_key *key, int make) {
+    uint32_t at = hash(key);
+    for (uint32_t i = 0; i < PROBES; i++) {
+        struct sair_cost *cost = &table[(at + i) & (TABLE_SIZE - 1)];
+        uint32_t state = SAIR_LOAD_ACQUIRE(&cost->state);
+        if (state == 2) {
+            if (is_equal(&cost->key, key)) return cost;
+            continue;
+        }
+        if (!make) return NULL;
+        if (state == 0 && SAIR_CAS(&cost->state, &state, 1u)) {
+            cost->key = *key;
+            SAIR_STORE_RELEASE(&cost->state, 2u);
+            return cost;
+        }
+        i--; /* another thread is filling it: a few stores away */
+    }
+    return NULL;
+}
+
+struct sair_cost *sair_cost_find(const struct sair_key *key) {
+    return find(key, 1);
+}
+
+void sair_cost_forget(const struct sair_key *key) {
+    struct sair_cost *cost = find(key, 0);
+    if (cost == NULL) return;
+    SAIR_STORE(&cost->samples, 0u);
+    SAIR_STORE(&cost->impatient, 0u);
+    SAIR_STORE(&cost->pending_since_ns, UINT64_C(0));
+}
+
+static void start_over(struct sair_cost *cost, int64_t ns, int quality, uint64_t now_ns) {
+    SAIR_STORE(&cost->mean_ns, ns);
+    SAIR_STORE(&cost->low_ns, ns);
+    SAIR_STORE(&cost->window_low_ns, ns);
+    SAIR_STORE(&cost->window_start_ns, now_ns);
+    SAIR_STORE(&cost->window_samples, 1u);
+    SAIR_STORE(&cost->quality, (uint32_t)quality);
+    SAIR_STORE(&cost->samples, 1u);
+}
+
+static void learn_low(struct sair_cost *cost, int64_t ns, uint64_t window_ns, uint64_t now_ns) {
+    if (ns < SAIR_LOAD(&cost->window_low_ns)) SAIR_STORE(&cost->window_low_ns, ns);
+    SAIR_BUMP(&cost->window_samples, 1u);
+    int64_t lowest = SAIR_LOAD(&cost->window_low_ns);
+    if (now_ns - SAIR_LOAD(&cost->window_start_ns) >= window_ns && SAIR_LOAD(&cost->window_samples) >= WINDOW_SAMPLES) {
+        SAIR_STORE(&cost->low_ns, lowest);
+        SAIR_STORE(&cost->window_low_ns, ns);
+        SAIR_STORE(&cost->window_start_ns, now_ns);
+        SAIR_STORE(&cost->window_samples, 1u);
+    } else if (lowest < SAIR_LOAD(&cost->low_ns)) {
+        SAIR_STORE(&cost->low_ns, lowest);
+    }
+}
+
+void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns, uint64_t now_ns) {
+    if (ns < 1) ns = 1;
+    SAIR_STORE(&cost->learned_ns, now_ns);
+    SAIR_STORE(&cost->pending_since_ns, UINT64_C(0));
+    if (SAIR_LOAD(&cost->samples) == 0 || (quality && !SAIR_LOAD(&cost->quality))) {
+        start_over(cost, ns, quality, now_ns);
+        return;
+    }
+    SAIR_BUMP(&cost->samples, 1u);
+    learn_low(cost, ns, window_ns, now_ns);
+    int64_t mean = SAIR_LOAD(&cost->mean_ns);
+    if (ns < mean || isolated) SAIR_STORE(&cost->mean_ns, mean + (ns - mean) / (1 << MEAN_SHIFT));
+}
+
+void sair_cost_reset_pending(void) {
+    for (uint32_t i = 0; i < TABLE_SIZE; i++) SAIR_STORE(&table[i].pending_since_ns, UINT64_C(0));
+}

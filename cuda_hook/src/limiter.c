@@ -1,0 +1,237 @@
+#include "limiter.h"
+
+#include "bucket.h"
+#include "contention.h"
+#include "fair.h"
+#include "quiet.h"
+
+#include <errno.h>
+#include <time.h>
+
+/* A batch is closed at this much predicted work or this many launches. */
+#define BATCH_NS INT64_C(1000000)
+#define BATCH_LAUNCHES 256u
+/* Budget a process takes at a time. */
+#define LEASE_NS INT64_C(1000000)
+/* Overdraft that is not worth a sleep. */
+#define TOLERANCE_NS (2 * SAIR_MS)
+/* Charged for a launch whose cost is unknown, until it is measured. */
+#define UNKNOWN_NS INT64_C(50000)
+/* Sleeps are cut to this, to see corrections and new grants. */
+#define SLICE_NS (20 * SAIR_MS)
+#define POLL_NS (200 * SAIR_US)
+/* The longest a launch waits for earlier ones to finish: ranks that wait for each other must not wait for ever. */
+#define DRAIN_MAX_NS (100 * SAIR_MS)
+#define MEASURE_MAX_NS (250 * SAIR_MS)
+/* A key not measured for this long gets a batch of its own, but not more than one key each PROBE_SPACING_NS. */
+#define PROBE_AGE_NS (100 * SAIR_MS)
+#define PROBE_SPACING_NS (5 * SAIR_MS)
+#define DRAIN_MIN_NS (2 * (int64_t)SAIR_MS)
+
+static void sleep_ns(uint64_t ns) {
+    struct timespec left = {(time_t)(ns / UINT64_C(1000000000)), (long)(ns % UINT64_C(1000000000))};
+    while (nanosleep(&left, &left) != 0 && errno == EINTR) {
+    }
+}
+
+static int64_t undisturbed(const struct sair_device *device, const struct sair_cost *cost) {
+    return SAIR_LOAD(&device->trusted) ? SAIR_LOAD(&cost->mean_ns) : SAIR_LOAD(&cost->low_ns);
+}
+
+static int64_t scaled(const struct sair_device *device, int64_t ns) {
+    uint32_t factor = SAIR_LOAD(&device->factor_ppm);
+    if (SAIR_LOAD(&device->trusted) || factor == SAIR_RATE_ONE_PPM) return ns;
+    return (int64_t)((double)ns * (double)factor * 1e-6);
+}
+
+static uint64_t look(struct sair_device *device) {
+    uint64_t now = sair_now_ns();
+    SAIR_STORE(&device->now_ns, now);
+    sair_process_tick(now);
+    sair_streams_harvest(now);
+    sair_contention_refresh(device, now);
+    return now;
+}
+
+/* Predicted work in flight stays within what the rate earns in a window: what is queued can no longer be held back. */
+static int has_room(const struct sair_device *device, int64_t charge, uint64_t waited_ns) {
+    int64_t outstanding = SAIR_LOAD(&device->slot->outstanding_ns);
+    int64_t bound = sair_gpu_ns(sair_process.config.window_ns, SAIR_LOAD(&sair_process.rate_ppm));
+    if (bound < DRAIN_MIN_NS) bound = DRAIN_MIN_NS;
+    return outstanding <= 0 || outstanding + charge <= bound || waited_ns > DRAIN_MAX_NS;
+}
+
+static int try_charge(struct sair_device *device, int64_t chunk, int64_t charge, uint64_t tolerance_ns, uint64_t now,
+                      uint64_t waited_ns, int64_t *ahead) {
+    uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
+    uint64_t window = sair_process.config.window_ns + SAIR_LOAD(&device->gpu->queue_to_done_ns);
+    if (SAIR_LOAD(&device->stretched)) {
+        /* Quiet time is not lost budget. */
+        window += SAIR_QUIET_LENGTH_NS;
+        *ahead = (int64_t)sair_quiet_left((uint16_t)SAIR_LOAD(&sair_process.page->header.quiet_code), now);
+        if (*ahead > 0) return 0;
+    }
+    *ahead = sair_bucket_ahead(device->gpu, now);
+    if (*ahead > (int64_t)tolerance_ns) return 0;
+    if (!has_room(device, charge, waited_ns) || !sair_fair_turn(device, *ahead, now)) return 0;
+    return sair_bucket_charge(device->gpu, chunk, rate, window, tolerance_ns, now, ahead);
+}
+
+static void wait_for_budget(struct sair_device *device, int64_t chunk, int64_t charge, uint64_t started, int64_t ahead) {
+    uint64_t now = started;
+    sair_streams_close_batches();
+    sair_fair_wait_begins(device, started);
+    do {
+        uint64_t pause = POLL_NS;
+        if (ahead > 0) pause = (uint64_t)ahead < SLICE_NS ? (uint64_t)ahead : SLICE_NS;
+        sleep_ns(pause);
+        now = look(device);
+        sair_fair_wait_goes_on(device, now);
+        if (SAIR_LOAD(&sair_process.mode) != SAIR_MODE_LIMIT) break;
+    } while (!try_charge(device, chunk, charge, 0, now, now - started, &ahead));
+    sair_fair_wait_ends(device);
+    SAIR_ADD(&device->slot->throttled_ns, now - started);
+}
+
+/* The lease is spent: take the next one, large enough for `charge`, which is spent at once. */
+static void renew(struct sair_device *device, int64_t charge) {
+    static uint64_t probed_ns;
+    uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
+    int64_t lease = sair_gpu_ns(sair_process.config.window_ns, rate) / 4;
+    if (lease > LEASE_NS) lease = LEASE_NS;
+    int64_t chunk = charge > lease ? charge : lease, ahead;
+    uint64_t now = look(device);
+    sair_fair_arrive(device);
+    if (!try_charge(device, chunk, charge, TOLERANCE_NS, now, 0, &ahead))
+        wait_for_budget(device, chunk, charge, now, ahead);
+    sair_fair_serve(device, chunk);
+    if (chunk > charge) SAIR_ADD(&device->slot->lease_ns, chunk - charge);
+    SAIR_STORE(&device->slot->last_seen_ns, now);
+    if (now - SAIR_LOAD(&probed_ns) > PROBE_SPACING_NS) {
+        SAIR_STORE(&probed_ns, now);
+        SAIR_STORE(&device->probe_due, 1u);
+    }
+}
+
+/* An unmeasured key is in flight: wait for its first measurement, within bounds. Returns what to charge if it is still
+ * unknown: it has run for that long already. */
+static int64_t wait_for_measurement(struct sair_device *device, struct sair_cost *cost) {
+    uint64_t since = SAIR_LOAD(&cost->pending_since_ns), started = sair_now_ns(), now = started, pause = POLL_NS / 4;
+    while (since != 0 && SAIR_LOAD(&cost->samples) == 0 && !SAIR_LOAD(&cost->impatient)) {
+        if (now - started > MEASURE_MAX_NS) {
+            SAIR_STORE(&cost->impatient, 1u);
+            break;
+        }
+        sleep_ns(pause);
+        if (pause < SAIR_MS) pause *= 2;
+        now = look(device);
+        since = SAIR_LOAD(&cost->pending_since_ns);
+    }
+    return since != 0 && now > since ? (int64_t)(now - since) : UNKNOWN_NS;
+}
+
+/* Whether this launch is to be measured by itself although its cost is known. */
+static int is_probe(struct sair_device *device, const struct sair_cost *cost) {
+    if (__builtin_expect(!SAIR_LOAD(&device->probe_due), 1)) return 0;
+    if (SAIR_LOAD(&device->now_ns) - SAIR_LOAD(&cost->learned_ns) < PROBE_AGE_NS) return 0;
+    SAIR_STORE(&device->probe_due, 0u);
+    return 1;
+}
+
+/* Put the launch into a batch of its stream. Caller holds the stream. */
+static void join_batch(struct sair_launch *launch, int alone, int unmeasured) {
+    struct sair_stream *stream = launch->stream;
+    if (stream->open && (alone || stream->current.device != launch->device)) sair_batch_close(stream);
+    if (!stream->open) {
+        if (!sair_batch_open(stream, launch->device)) {
+            launch->stream = NULL;
+            sair_stream_release(stream);
+            return;
+        }
+        stream->current.cost = launch->cost;
+    }
+    struct sair_batch *batch = &stream->current;
+    if (batch->cost != launch->cost) batch->cost = NULL;
+    batch->unmeasured |= (uint8_t)unmeasured;
+    batch->launches++;
+    batch->charged_ns += launch->charged_ns;
+    batch->estimate_ns += launch->estimate_ns;
+    launch->close_after = alone || batch->estimate_ns >= BATCH_NS || batch->launches >= BATCH_LAUNCHES;
+    SAIR_ADD(&launch->device->slot->outstanding_ns, launch->charged_ns);
+    if (unmeasured && launch->cost != NULL) SAIR_STORE(&launch->cost->pending_since_ns, batch->opened_ns);
+}
+
+void sair_limit_begin(struct sair_launch *launch, const struct sair_key *key, CUstream handle, int per_thread, int is_graph) {
+    launch->device = NULL;
+    launch->stream = NULL;
+    if (sair_stream_is_capturing(handle, per_thread)) return;
+    struct sair_device *device = sair_device_current();
+    if (device == NULL) return;
+    struct sair_cost *cost = sair_cost_find(key);
+    launch->device = device;
+    launch->cost = cost;
+    launch->close_after = 0;
+    SAIR_ADD(&device->slot->launches, UINT64_C(1));
+    if (is_graph) SAIR_ADD(&device->slot->graph_launches, UINT64_C(1));
+
+    int unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
+    int64_t estimate = UNKNOWN_NS;
+    if (__builtin_expect(unmeasured, 0)) {
+        SAIR_ADD(&device->slot->unmeasured, UINT64_C(1));
+        if (cost != NULL && SAIR_LOAD(&cost->pending_since_ns) != 0) estimate = wait_for_measurement(device, cost);
+        unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
+    }
+    if (!unmeasured) estimate = undisturbed(device, cost);
+    int64_t charge = scaled(device, estimate);
+    launch->estimate_ns = estimate;
+    launch->charged_ns = charge;
+    if (__builtin_expect(SAIR_SUB(&device->slot->lease_ns, charge) < charge, 0)) {
+        SAIR_ADD(&device->slot->lease_ns, charge);
+        renew(device, charge);
+    }
+    struct sair_stream *stream = sair_stream_find(handle, per_thread);
+    if (stream == NULL) return;
+    if (!sair_stream_try(stream)) {
+        if (SAIR_LOAD(&stream->open)) SAIR_ADD(&stream->foreign_charged_ns, charge);
+        return;
+    }
+    launch->stream = stream;
+    join_batch(launch, unmeasured || is_probe(device, cost), unmeasured);
+}
+
+void sair_limit_end(struct sair_launch *launch, CUresult result) {
+    struct sair_stream *stream = launch->stream;
+    if (launch->device == NULL) return;
+    if (__builtin_expect(result != CUDA_SUCCESS, 0)) {
+        /* Nothing was submitted: the budget goes back. */
+        SAIR_ADD(&launch->device->slot->lease_ns, launch->charged_ns);
+        if (stream != NULL) {
+            stream->current.charged_ns -= launch->charged_ns;
+            stream->current.estimate_ns -= launch->estimate_ns;
+            stream->current.launches--;
+            SAIR_SUB(&launch->device->slot->outstanding_ns, launch->charged_ns);
+            if (launch->cost != NULL) SAIR_STORE(&launch->cost->pending_since_ns, UINT64_C(0));
+        }
+    }
+    if (stream == NULL) return;
+    if (launch->close_after) sair_batch_close(stream);
+    sair_stream_release(stream);
+}
+
+void sair_limit_count(void) {
+    uint64_t now = sair_coarse_ns();
+    if (__builtin_expect(now >= SAIR_LOAD(&sair_process.next_tick_ns), 0)) sair_process_tick(now);
+    struct sair_device *device = &sair_process.devices[0];
+    if (__builtin_expect(SAIR_LOAD_ACQUIRE(&device->state) != 2, 0)) device = sair_device_current();
+    if (device != NULL) SAIR_BUMP(&device->slot->launches, UINT64_C(1));
+}
+
+void sair_limit_before_wait(void) {
+    if (SAIR_LOAD(&sair_captures_active) == 0) sair_streams_close_batches();
+}
+
+void sair_limit_after_wait(void) {
+    uint64_t now = sair_now_ns();
+    sair_process_tick(now);
+    sair_streams_harvest(now);
+}

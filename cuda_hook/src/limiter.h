@@ -1,0 +1,28 @@
+/* Admission of launches to the GPU. */
+#ifndef SAIR_LIMITER_H
+#define SAIR_LIMITER_H
+
+#include "stream.h"
+
+/* One launch on its way. */
+struct sair_launch {
+    struct sair_device *device; /* NULL: nothing was charged */
+    struct sair_stream *stream; /* held until the launch is submitted; NULL: not measured */
+    struct sair_cost *cost;
+    int64_t charged_ns, estimate_ns;
+    int close_after;
+};
+
+/* Charge a launch of `key` on that stream, sleeping until it is admissible. `is_graph` only counts. */
+void sair_limit_begin(struct sair_launch *launch, const struct sair_key *key, CUstream stream, int per_thread, int is_graph);
+/* It was submitted, with this result. */
+void sair_limit_end(struct sair_launch *launch, CUresult result);
+
+/* A launch at rate 1: counted, and the grant looked at now and then. */
+void sair_limit_count(void);
+
+/* The program is about to wait for the device: no batch stays open across it; and is back from it. */
+void sair_limit_before_wait(void);
+void sair_limit_after_wait(void);
+
+#endif

@@ -1,0 +1,228 @@
+#include "memory.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct sair_memory_record {
+    struct sair_memory_record *next;
+    struct sair_device *device;
+    CUcontext context;
+    uint64_t handle, bytes;
+    uint64_t target; /* of a mapping: the handle mapped */
+    uint32_t references;
+    enum sair_memory_kind kind;
+};
+
+#define BUCKETS 4096u
+
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER; /* never held in the driver */
+static struct sair_memory_record *table[BUCKETS];
+
+static struct sair_memory_record **bucket_of(enum sair_memory_kind kind, uint64_t handle) {
+    uint64_t h = (handle ^ (uint64_t)kind << 56) * UINT64_C(0x9e3779b97f4a7c15);
+    return &table[(h >> 40) % BUCKETS];
+}
+
+static struct sair_memory_record **find(enum sair_memory_kind kind, uint64_t handle) {
+    struct sair_memory_record **at = bucket_of(kind, handle);
+    while (*at != NULL && ((*at)->kind != kind || (*at)->handle != handle)) at = &(*at)->next;
+    return at;
+}
+
+/* The short section in which the container's sum is compared with the limit. A holder that died is found by its pid. */
+static void page_lock(struct sair_page_gpu *gpu) {
+    uint64_t self = (uint64_t)getpid();
+    for (unsigned round = 0;; round++) {
+        uint64_t holder = 0;
+        if (SAIR_CAS(&gpu->memory_lock, &holder, self)) return;
+        if (round % 64 == 63 && kill((pid_t)holder, 0) != 0 && errno == ESRCH &&
+            SAIR_CAS(&gpu->memory_lock, &holder, self))
+            return;
+        sched_yield();
+    }
+}
+
+static void page_unlock(struct sair_page_gpu *gpu) {
+    SAIR_STORE_RELEASE(&gpu->memory_lock, UINT64_C(0));
+}
+
+static int is_slotted(const struct sair_device *device) {
+    return device->slot != &device->private_slot;
+}
+
+static void add(struct sair_device *device, uint64_t bytes) {
+    uint64_t held = SAIR_ADD(&device->slot->memory_bytes, bytes) + bytes;
+    if (!is_slotted(device)) SAIR_ADD(&device->gpu->memory_unslotted, bytes);
+    if (held > SAIR_LOAD(&device->slot->memory_peak_bytes)) SAIR_STORE(&device->slot->memory_peak_bytes, held);
+}
+
+static void subtract(struct sair_device *device, uint64_t bytes) {
+    SAIR_SUB(&device->slot->memory_bytes, bytes);
+    if (!is_slotted(device)) SAIR_SUB(&device->gpu->memory_unslotted, bytes);
+}
+
+uint64_t sair_memory_limit(void) {
+    return sair_mode() == SAIR_MODE_UNKNOWN ? 0 : sair_process.config.memory_bytes;
+}
+
+uint64_t sair_memory_used(const struct sair_device *device) {
+    return sair_page_memory_used(sair_process.page, device->index);
+}
+
+static int fits(const struct sair_device *device, uint64_t bytes, uint64_t limit) {
+    uint64_t used = sair_memory_used(device);
+    return used <= limit && bytes <= limit - used;
+}
+
+int sair_memory_reserve(struct sair_reservation *reservation, uint64_t bytes, int ordinal) {
+    uint64_t limit = sair_memory_limit();
+    *reservation = (struct sair_reservation){0};
+    if (sair_process.page == NULL) return 1;
+    struct sair_device *device = ordinal >= 0 ? sair_device_at(ordinal) : sair_device_current();
+    if (device == NULL) return 1;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        page_lock(device->gpu);
+        int granted = limit == 0 || fits(device, bytes, limit);
+        if (granted) add(device, bytes);
+        page_unlock(device->gpu);
+        if (granted) {
+            *reservation = (struct sair_reservation){device, bytes};
+            return 1;
+        }
+        /* What dead siblings held may be what is lacking. */
+        if (sair_page_reap(sair_process.page, SAIR_LOAD(&sair_process.rate_ppm), sair_now_ns()) == 0) break;
+    }
+    SAIR_ADD(&device->slot->memory_refused, UINT64_C(1));
+    return 0;
+}
+
+void sair_memory_cancel(struct sair_reservation *reservation) {
+    if (reservation->device != NULL) subtract(reservation->device, reservation->bytes);
+}
+
+void sair_memory_keep(struct sair_reservation *reservation, enum sair_memory_kind kind, uint64_t handle) {
+    if (reservation->device == NULL) return;
+    struct sair_memory_record *allocation = calloc(1, sizeof *allocation);
+    /* Without a record the bytes stay charged until the process ends: never too little. */
+    if (allocation == NULL) return;
+    allocation->device = reservation->device;
+    allocation->handle = handle;
+    allocation->bytes = reservation->bytes;
+    allocation->kind = kind;
+    allocation->references = 1;
+    const struct sair_driver *driver = sair_driver();
+    /* Physical allocations and external memory belong to the process, not to a context. */
+    if (kind != SAIR_MEMORY_HANDLE && driver != NULL && driver->cuCtxGetCurrent != NULL)
+        (void)driver->cuCtxGetCurrent(&allocation->context);
+    pthread_mutex_lock(&table_lock);
+    struct sair_memory_record **bucket = bucket_of(kind, handle);
+    allocation->next = *bucket;
+    *bucket = allocation;
+    pthread_mutex_unlock(&table_lock);
+}
+
+void sair_memory_retain(enum sair_memory_kind kind, uint64_t handle) {
+    pthread_mutex_lock(&table_lock);
+    struct sair_memory_record *allocation = *find(kind, handle);
+    if (allocation != NULL) allocation->references++;
+    pthread_mutex_unlock(&table_lock);
+}
+
+/* Take one reference away; the record itself comes out with the last. Caller holds the lock. */
+static struct sair_memory_record *detach(enum sair_memory_kind kind, uint64_t handle) {
+    struct sair_memory_record **at = find(kind, handle), *record = *at;
+    if (record == NULL || --record->references > 0) return NULL;
+    *at = record->next;
+    return record;
+}
+
+struct sair_memory_record *sair_memory_detach(enum sair_memory_kind kind, uint64_t handle) {
+    pthread_mutex_lock(&table_lock);
+    struct sair_memory_record *record = detach(kind, handle);
+    pthread_mutex_unlock(&table_lock);
+    return record;
+}
+
+void sair_memory_settle(struct sair_memory_record *record, int was_freed) {
+    if (record == NULL) return;
+    if (was_freed) {
+        subtract(record->device, record->bytes);
+        free(record);
+        return;
+    }
+    record->references = 1;
+    pthread_mutex_lock(&table_lock);
+    struct sair_memory_record **bucket = bucket_of(record->kind, record->handle);
+    record->next = *bucket;
+    *bucket = record;
+    pthread_mutex_unlock(&table_lock);
+}
+
+void sair_memory_map(uint64_t address, uint64_t bytes, uint64_t handle) {
+    struct sair_memory_record *mapping = calloc(1, sizeof *mapping);
+    pthread_mutex_lock(&table_lock);
+    struct sair_memory_record *target = *find(SAIR_MEMORY_HANDLE, handle);
+    if (target != NULL) target->references++;
+    if (target != NULL && mapping != NULL) {
+        mapping->device = target->device;
+        mapping->handle = address;
+        mapping->bytes = bytes;
+        mapping->target = handle;
+        mapping->references = 1;
+        mapping->kind = SAIR_MEMORY_MAPPING;
+        struct sair_memory_record **bucket = bucket_of(SAIR_MEMORY_MAPPING, address);
+        mapping->next = *bucket;
+        *bucket = mapping;
+        mapping = NULL;
+    }
+    pthread_mutex_unlock(&table_lock);
+    free(mapping);
+}
+
+/* One unmap may cover several mappings. */
+void sair_memory_unmap(uint64_t address, uint64_t bytes) {
+    pthread_mutex_lock(&table_lock);
+    for (uint64_t at = address; at - address < bytes;) {
+        struct sair_memory_record **found = find(SAIR_MEMORY_MAPPING, at), *mapping = *found;
+        if (mapping == NULL || mapping->bytes == 0) break;
+        *found = mapping->next;
+        at += mapping->bytes;
+        struct sair_memory_record *physical = detach(SAIR_MEMORY_HANDLE, mapping->target);
+        if (physical != NULL) {
+            subtract(physical->device, physical->bytes);
+            free(physical);
+        }
+        free(mapping);
+    }
+    pthread_mutex_unlock(&table_lock);
+}
+
+void sair_memory_context_gone(CUcontext context) {
+    if (context == NULL) return;
+    pthread_mutex_lock(&table_lock);
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        for (struct sair_memory_record **at = &table[i]; *at != NULL;) {
+            struct sair_memory_record *allocation = *at;
+            if (allocation->context != context) {
+                at = &allocation->next;
+                continue;
+            }
+            *at = allocation->next;
+            subtract(allocation->device, allocation->bytes);
+            free(allocation);
+        }
+    }
+    pthread_mutex_unlock(&table_lock);
+}
+
+void sair_memory_forget(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    table_lock = fresh;
+    /* The records are the parent's; the few bytes are not worth walking lists that a thread may have left half-written. */
+    memset(table, 0, sizeof table);
+}

@@ -1,0 +1,94 @@
+#include "settle.h"
+
+#include "bucket.h"
+#include "busy_map.h"
+#include "contention.h"
+
+/* What a descheduled host thread may at most have added between the start event and the launch. */
+#define LAUNCH_GAP_NS INT64_C(30000)
+/* A launch this much longer than the shortest of its kind, and long enough for that to be no measuring error, was
+ * disturbed. */
+#define STRETCH_MIN_NS INT64_C(300000)
+#define STRETCHED_WINDOW_NS (8000 * SAIR_MS)
+/* A cost known from so many samples stays as it is under contention. */
+#define FIRM_SAMPLES 10u
+#define QUEUE_MAX_NS (1000 * SAIR_MS)
+
+static int64_t clamp(int64_t value, int64_t low, int64_t high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* For how long the device may have idled inside the span: while the host was still submitting although the start event
+ * had already been reached. Behind a queue that is 0. */
+static int64_t slack_of(const struct sair_batch *batch, const struct sair_interval *interval) {
+    uint64_t start = interval->until_ns - interval->span_ns;
+    if (start < batch->recorded_ns) start = batch->recorded_ns;
+    int64_t slack = (int64_t)(batch->submitted_ns - start);
+    return clamp(slack, 0, (int64_t)interval->span_ns);
+}
+
+/* The busy time lies in [span - slack, span]. A single launch has all its slack before it, so it cost the rest, unless the
+ * thread was descheduled in between. Of many the last is still running when the next is submitted, so with little slack
+ * the span is the cost. Otherwise the bounds only confine what was believed before. */
+static void learn(const struct sair_batch *batch, int64_t lower, int64_t span, int isolated, uint64_t now_ns) {
+    struct sair_cost *cost = batch->cost;
+    if (cost == NULL || batch->launches == 0) return;
+    /* Beside other work of ours a span says at most that the cost is lower than believed. */
+    if (batch->crowded && SAIR_LOAD(&cost->samples) > 0 && span / (int64_t)batch->launches > SAIR_LOAD(&cost->low_ns)) return;
+    /* Costs and scale must not both move: with a basis that stands still the scale finds NVML's figure. */
+    if (SAIR_LOAD(&batch->device->contended) && SAIR_LOAD(&cost->samples) >= FIRM_SAMPLES) return;
+    int64_t count = (int64_t)batch->launches, slack = span - lower;
+    const struct sair_device *device = batch->device;
+    /* Undisturbed launches are rare then: remember the last one. */
+    uint64_t window = SAIR_LOAD(&device->stretched) ? STRETCHED_WINDOW_NS : SAIR_COST_WINDOW_NS;
+    int64_t least = SAIR_LOAD(&cost->low_ns) * count;
+    int is_stretched = isolated && !batch->unmeasured && lower > STRETCH_MIN_NS && lower > least + least / 8;
+    if (is_stretched) SAIR_STORE(&device->gpu->stretched_ns, now_ns);
+    if (count == 1 && slack <= LAUNCH_GAP_NS) {
+        sair_cost_learn(cost, lower, 1, isolated, window, now_ns);
+    } else if (count > 1 && slack * 10 < span) {
+        sair_cost_learn(cost, span / count, 1, isolated, window, now_ns);
+    } else if (SAIR_LOAD(&cost->samples) == 0) {
+        sair_cost_learn(cost, (lower + smaller(slack, LAUNCH_GAP_NS)) / count, 0, isolated, window, now_ns);
+    } else {
+        sair_cost_learn(cost, clamp(SAIR_LOAD(&cost->mean_ns), lower / count, span / count), 0, isolated, window, now_ns);
+    }
+}
+
+static void book(const struct sair_batch *batch, int64_t actual, uint64_t now_ns) {
+    struct sair_device *device = batch->device;
+    uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
+    int64_t correction = actual - batch->charged_ns;
+    if (correction != 0) sair_bucket_correct(device->gpu, correction, rate, now_ns);
+    SAIR_SUB(&device->slot->outstanding_ns, batch->charged_ns);
+    SAIR_ADD(&device->slot->busy_ns, (uint64_t)(actual > 0 ? actual : 0));
+    SAIR_ADD(&device->slot->batches, UINT64_C(1));
+}
+
+void sair_settle(const struct sair_batch *batch, const struct sair_interval *interval) {
+    struct sair_device *device = batch->device;
+    uint64_t now = interval->seen_ns;
+    int64_t span = (int64_t)interval->span_ns, slack = slack_of(batch, interval), lower = span - slack;
+    int64_t believed = batch->unmeasured ? lower + (slack > LAUNCH_GAP_NS ? LAUNCH_GAP_NS : 0) : batch->estimate_ns;
+    int64_t busy = clamp(believed, lower, span);
+    int64_t fresh = (int64_t)sair_busy_mark(device->gpu, interval->until_ns - (uint64_t)busy, interval->until_ns);
+    int isolated = !batch->crowded && fresh * 20 >= busy * 19;
+    int64_t undisturbed = smaller(believed, span);
+    int64_t actual = fresh;
+    /* A first measurement may hold siblings' work too: the union does not count that twice. */
+    if (!SAIR_LOAD(&device->trusted) && !batch->unmeasured) actual = (int64_t)((double)undisturbed * (double)SAIR_LOAD(&device->factor_ppm) * 1e-6);
+    learn(batch, lower, span, isolated, now);
+    sair_contention_note(device, fresh, undisturbed);
+    uint64_t queued = interval->until_ns > batch->opened_ns ? interval->until_ns - batch->opened_ns : 0;
+    SAIR_STORE(&device->gpu->queue_to_done_ns, queued < QUEUE_MAX_NS ? queued : QUEUE_MAX_NS);
+    book(batch, actual, now);
+}
+
+void sair_settle_unknown(const struct sair_batch *batch) {
+    if (batch->cost != NULL) SAIR_STORE(&batch->cost->pending_since_ns, UINT64_C(0));
+    book(batch, batch->charged_ns, sair_now_ns());
+}

@@ -1,0 +1,215 @@
+#include "check.h"
+
+#include "../../src/atomics.h"
+#include "../../src/bucket.h"
+#include "../../src/busy_map.h"
+#include "../../src/cost.h"
+#include "../../src/quiet.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#define MS UINT64_C(1000000)
+#define NOW (1000000 * MS)
+#define WINDOW (20 * MS)
+
+static struct sair_page_gpu gpu;
+static int64_t ahead;
+
+static int charge(int64_t ns, uint32_t rate, uint64_t now) {
+    return sair_bucket_charge(&gpu, ns, rate, WINDOW, 0, now, &ahead);
+}
+
+static void fresh(void) {
+    memset(&gpu, 0, sizeof gpu);
+    gpu.next_admissible_ns = NOW;
+}
+
+static void a_charge_moves_balance_into_the_future_by_cost_over_rate(void) {
+    fresh();
+    CHECK(charge(1000000, 250000, NOW));
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 4000000);
+    CHECK(!charge(1000000, 250000, NOW + 3 * MS) && ahead == 1000000);
+    CHECK(charge(1000000, 250000, NOW + 4 * MS));
+    CHECK(gpu.charged_ns == 2000000);
+}
+
+static void a_long_kernel_is_owed_in_full(void) {
+    fresh();
+    CHECK(charge(50 * (int64_t)MS, 300000, NOW));
+    CHECK(!charge(1, 300000, NOW + 166 * MS));
+    CHECK(charge(1, 300000, NOW + 167 * MS));
+}
+
+static void idle_time_is_saved_up_to_the_window_only(void) {
+    fresh();
+    uint64_t later = NOW + 5000 * MS;
+    int64_t spent = 0;
+    while (charge(100000, 500000, later)) spent += 100000;
+    CHECK(spent == 10100000); /* 20 ms at one half, and the one that ends ahead */
+}
+
+static void over_any_length_of_time_the_rate_holds(void) {
+    fresh();
+    int64_t spent = 0;
+    for (uint64_t now = NOW; now < NOW + 10000 * MS; now += MS / 4)
+        if (charge(700000, 300000, now)) spent += 700000;
+    CHECK(spent > 2999 * (int64_t)MS && spent < 3002 * (int64_t)MS);
+}
+
+static void corrections_are_signed(void) {
+    fresh();
+    CHECK(charge(4000000, 500000, NOW));
+    sair_bucket_correct(&gpu, -3000000, 500000, NOW);
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 2000000 && gpu.charged_ns == 1000000);
+    sair_bucket_correct(&gpu, 1000000, 500000, NOW);
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 4000000);
+}
+
+static void a_new_rate_keeps_what_is_owed_in_gpu_time(void) {
+    fresh();
+    CHECK(charge(10 * (int64_t)MS, 100000, NOW)); /* 100 ms of wall time */
+    sair_bucket_rescale(&gpu, 100000, 500000, NOW);
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 20 * (int64_t)MS);
+}
+
+static void a_corrupt_word_stops_nobody(void) {
+    fresh();
+    gpu.next_admissible_ns = UINT64_MAX / 2;
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 0);
+    CHECK(charge(1000, 500000, NOW));
+}
+
+static void *hammer(void *unused) {
+    int64_t ignored;
+    for (int i = 0; i < 20000; i++) sair_bucket_charge(&gpu, 100, 500000, WINDOW, UINT64_C(1) << 40, NOW, &ignored);
+    return unused;
+}
+
+static void concurrent_charges_are_all_counted(void) {
+    fresh();
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, hammer, NULL) == 0);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    CHECK(gpu.charged_ns == 8000000);
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 16000000);
+}
+
+static void overlapping_intervals_are_busy_once(void) {
+    fresh();
+    CHECK(sair_busy_mark(&gpu, NOW, NOW + 10 * MS) == 10 * MS);
+    CHECK(sair_busy_mark(&gpu, NOW, NOW + 10 * MS) == 0);
+    uint64_t more = sair_busy_mark(&gpu, NOW + 5 * MS, NOW + 15 * MS);
+    CHECK(more > 5 * MS - 20000 && more < 5 * MS + 20000);
+}
+
+static void adjoining_intervals_sum_to_the_whole(void) {
+    fresh();
+    uint64_t sum = 0;
+    for (uint64_t at = NOW; at < NOW + 100 * MS; at += 333333) sum += sair_busy_mark(&gpu, at, at + 333333);
+    CHECK(sum > 100 * MS - 400000 && sum < 100 * MS + 400000);
+}
+
+static void the_map_forgets_after_its_turn(void) {
+    fresh();
+    CHECK(sair_busy_mark(&gpu, NOW, NOW + MS) > 0);
+    uint64_t turn = (uint64_t)SAIR_PAGE_BUSY_WORDS * SAIR_PAGE_BINS_PER_WORD << SAIR_PAGE_BIN_SHIFT;
+    CHECK(sair_busy_mark(&gpu, NOW + turn, NOW + turn + MS) == MS);
+    /* and what is older than the map counts as new */
+    CHECK(sair_busy_mark(&gpu, NOW, NOW + MS) == MS);
+}
+
+static void an_interval_longer_than_the_map_counts_in_full(void) {
+    fresh();
+    uint64_t got = sair_busy_mark(&gpu, NOW, NOW + 5000 * MS);
+    CHECK(got > 4999 * MS && got <= 5000 * MS);
+}
+
+static void quiet_codes_are_balanced_and_leave_two_containers_time_alone(void) {
+    for (uint64_t seed = 0; seed < 500; seed++) {
+        uint16_t a = sair_quiet_code(seed), b = sair_quiet_code(seed * 7919 + 13);
+        CHECK(__builtin_popcount(a) == 8 && __builtin_popcount(b) == 8);
+        int alone = 0;
+        for (uint64_t now = 0; now < 3200 * MS; now += 200 * MS) {
+            alone += sair_quiet_left(a, now) == 0 && sair_quiet_left(b, now) == SAIR_QUIET_LENGTH_NS;
+            CHECK(sair_quiet_left(a, now + SAIR_QUIET_LENGTH_NS) == 0);
+        }
+        CHECK(alone >= 1 || a == b);
+    }
+}
+
+static struct sair_key key(uint64_t f) {
+    return sair_key_kernel((CUfunction)(uintptr_t)f, 1, 2, 3, 4, 5, 6, 7); // NOLINT
+}
+
+static void shapes_of_one_function_are_apart(void) {
+    struct sair_key a = sair_key_kernel((CUfunction)64, 1, 1, 1, 32, 1, 1, 0); // NOLINT
+    struct sair_key b = sair_key_kernel((CUfunction)64, 2, 1, 1, 32, 1, 1, 0); // NOLINT
+    CHECK(sair_cost_find(&a) != sair_cost_find(&b));
+    CHECK(sair_cost_find(&a) == sair_cost_find(&a));
+}
+
+static void a_rough_first_measurement_yields_to_a_good_one(void) {
+    struct sair_key k = key(1000);
+    struct sair_cost *c = sair_cost_find(&k);
+    sair_cost_learn(c, 5000000, 0, 1, SAIR_COST_WINDOW_NS, NOW);
+    CHECK(c->low_ns == 5000000);
+    sair_cost_learn(c, 20000, 1, 1, SAIR_COST_WINDOW_NS, NOW + MS);
+    CHECK(c->low_ns == 20000 && c->mean_ns == 20000);
+}
+
+static void stretched_spans_do_not_raise_the_low_but_a_dearer_kernel_does(void) {
+    struct sair_key k = key(1001);
+    struct sair_cost *c = sair_cost_find(&k);
+    uint64_t now = NOW;
+    for (int i = 0; i < 1000; i++, now += MS) sair_cost_learn(c, i % 10 == 0 ? 1000000 : 2600000, 1, 1, SAIR_COST_WINDOW_NS, now);
+    CHECK(c->low_ns == 1000000);
+    for (int i = 0; i < 600; i++, now += MS) sair_cost_learn(c, 3000000, 1, 1, SAIR_COST_WINDOW_NS, now);
+    CHECK(c->low_ns == 3000000);
+}
+
+static void a_changed_graph_is_unmeasured_again(void) {
+    struct sair_key k = sair_key_graph((CUgraphExec)4096); // NOLINT
+    sair_cost_learn(sair_cost_find(&k), 1000, 1, 1, SAIR_COST_WINDOW_NS, NOW);
+    sair_cost_forget(&k);
+    CHECK(sair_cost_find(&k)->samples == 0);
+}
+
+static void a_full_table_shares_nothing(void) {
+    struct sair_cost *seen = NULL;
+    int refused = 0;
+    for (uint64_t f = 1; f < 20000; f++) {
+        struct sair_key k = key(f << 12);
+        struct sair_cost *c = sair_cost_find(&k);
+        if (c == NULL) {
+            refused++;
+            continue;
+        }
+        CHECK(c != seen);
+        CHECK(memcmp(&c->key, &k, sizeof k) == 0);
+        seen = c;
+    }
+    CHECK(refused > 10000);
+}
+
+int main(void) {
+    RUN(a_charge_moves_balance_into_the_future_by_cost_over_rate);
+    RUN(a_long_kernel_is_owed_in_full);
+    RUN(idle_time_is_saved_up_to_the_window_only);
+    RUN(over_any_length_of_time_the_rate_holds);
+    RUN(corrections_are_signed);
+    RUN(a_new_rate_keeps_what_is_owed_in_gpu_time);
+    RUN(a_corrupt_word_stops_nobody);
+    RUN(concurrent_charges_are_all_counted);
+    RUN(overlapping_intervals_are_busy_once);
+    RUN(adjoining_intervals_sum_to_the_whole);
+    RUN(the_map_forgets_after_its_turn);
+    RUN(an_interval_longer_than_the_map_counts_in_full);
+    RUN(quiet_codes_are_balanced_and_leave_two_containers_time_alone);
+    RUN(shapes_of_one_function_are_apart);
+    RUN(a_rough_first_measurement_yields_to_a_good_one);
+    RUN(stretched_spans_do_not_raise_the_low_but_a_dearer_kernel_does);
+    RUN(a_changed_graph_is_unmeasured_again);
+    RUN(a_full_table_shares_nothing);
+    return CHECK_RESULT();
+}

@@ -1,0 +1,86 @@
+"""A reduced accuracy suite, with margin: shares by the simulated device's own record, never by the host's clock.
+
+Windows that fall short because the host kept the application from running are left out and reported; where that leaves too
+few of them twice in a row, the case says so and is skipped rather than passed. Each case has a GPU of its own, so that they
+run a few at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single
+from cuda_hook.accuracy.shapes import SHAPES
+from cuda_hook.accuracy.verdict import Verdict
+
+# Of the bars: a busy CI machine may take this much more.
+_MARGIN = 2.0
+_SECONDS = 2.5
+_AT_ONCE = 3
+_BY_NAME = {shape.name: shape for shape in SHAPES}
+
+Measure = Callable[[Bench], Verdict]
+
+_SINGLE = [
+    ("1 ms, grid 8192, async", 0.3),
+    ("1 ms, grid 8192, sync", 0.5),
+    ("200 us, grid 132", 0.8),
+    ("5 ms, grid 132", 0.1),
+    ("50 ms, grid 65536, sync", 0.3),
+    ("cooperative, 1 ms", 0.3),
+    ("_ptsz, 1 ms", 0.3),
+    ("graph, 1 ms", 0.3),
+    ("mix 20 us / 10 ms, 4 streams", 0.5),
+]
+_SHORT, _MIDDLE = _BY_NAME["200 us, grid 132"], _BY_NAME["1 ms, grid 8192, async"]
+
+
+def _measure_single(name: str, rate: float) -> Measure:
+    return lambda bench: single(bench, _BY_NAME[name], rate)
+
+
+_CASES: dict[str, tuple[Measure, Mapping[str, str | bool]]] = {
+    **{f"{name}, r = {rate}": (_measure_single(name, rate), {}) for name, rate in _SINGLE},
+    "live change": (lambda bench: live_change(bench, _MIDDLE, 0.3, 0.6), {}),
+    "three processes": (lambda bench: siblings(bench, _MIDDLE, 0.5, 3), {}),
+    "two containers, fifo": (lambda bench: pair(bench, _SHORT, _MIDDLE), {"agent": True, "arbiter": "fifo"}),
+    "two containers, rr": (lambda bench: pair(bench, _SHORT, _MIDDLE), {"agent": True, "arbiter": "rr"}),
+}
+
+
+def _bench(directory: Path, options: Mapping[str, str | bool]) -> Bench:
+    return Bench(directory, _SECONDS, bool(options.get("agent")), str(options.get("arbiter", "fifo")))
+
+
+def _run(case: str, directory: Path) -> Verdict:
+    measure, options = _CASES[case]
+    verdict = measure(_bench(directory / "first", options))
+    if verdict.is_conclusive and _holds(verdict):
+        return verdict
+    return measure(_bench(directory / "second", options))
+
+
+def _holds(verdict: Verdict) -> bool:
+    return all(figure.bar is None or figure.value <= _MARGIN * figure.bar for figure in verdict.figures)
+
+
+@pytest.fixture(scope="module")
+def running(hook: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Verdict]]]:
+    root = tmp_path_factory.mktemp("accuracy")
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield {case: pool.submit(_run, case, root / str(i)) for i, case in enumerate(_CASES)}
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_the_share_is_held(running: dict[str, Future[Verdict]], case: str) -> None:
+    verdict = running[case].result()
+    if not verdict.is_conclusive:
+        pytest.skip(
+            f"the host starved the application: {verdict.starved} of {verdict.starved + verdict.windows} windows"
+        )
+    found = ", ".join(f"{figure.name} {figure}" for figure in verdict.figures)
+    assert _holds(verdict), f"{verdict.case}: {found}"

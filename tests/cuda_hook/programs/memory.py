@@ -1,0 +1,214 @@
+"""Programs about device memory; SAIR_GPU_MEMORY_MIB in their environment is the limit they meet."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+
+from tests.cuda_hook.cuda import OUT_OF_MEMORY, SUCCESS, Cuda, Handle, expect
+
+MIB = 2**20
+
+
+class _Location(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
+
+
+class _AllocationProp(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("handle_types", ctypes.c_int),
+        ("location", _Location),
+        ("win32", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class _Array3D(ctypes.Structure):
+    _fields_ = (
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+        ("depth", ctypes.c_size_t),
+        ("format", ctypes.c_int),
+        ("channels", ctypes.c_uint),
+        ("flags", ctypes.c_uint),
+    )
+
+
+class _External(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("handle", ctypes.c_uint64 * 2),
+        ("size", ctypes.c_ulonglong),
+        ("flags", ctypes.c_uint),
+        ("reserved", ctypes.c_uint * 16),
+    )
+
+
+Path = tuple[str, Callable[[Cuda, int], int], Callable[[Cuda], None]]
+
+
+class _Paths:
+    """Every way to allocate: each gives the driver's answer, and remembers how to free."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._free: Callable[[], None] = lambda: None
+
+    def free(self) -> None:
+        self._free()
+
+    def _linear(self, code: int, pointer: ctypes.c_uint64, release: str, *rest: object) -> int:
+        self._free = lambda: self._cuda(release, pointer, *rest)
+        return code
+
+    def plain(self, size: int) -> int:
+        pointer = ctypes.c_uint64()
+        return self._linear(self._cuda.try_("cuMemAlloc_v2", ctypes.byref(pointer), size), pointer, "cuMemFree_v2")
+
+    def managed(self, size: int) -> int:
+        pointer = ctypes.c_uint64()
+        code = self._cuda.try_("cuMemAllocManaged", ctypes.byref(pointer), size, 1)
+        return self._linear(code, pointer, "cuMemFree_v2")
+
+    def pitched(self, size: int) -> int:
+        pointer, pitch = ctypes.c_uint64(), ctypes.c_size_t()
+        code = self._cuda.try_("cuMemAllocPitch_v2", ctypes.byref(pointer), ctypes.byref(pitch), 4096, size // 4096, 4)
+        return self._linear(code, pointer, "cuMemFree_v2")
+
+    def stream_ordered(self, size: int) -> int:
+        pointer = ctypes.c_uint64()
+        code = self._cuda.try_("cuMemAllocAsync", ctypes.byref(pointer), size, None)
+        return self._linear(code, pointer, "cuMemFreeAsync", None)
+
+    def from_pool(self, size: int) -> int:
+        pointer, pool = ctypes.c_uint64(), self._cuda.make("cuDeviceGetDefaultMemPool", 0)
+        code = self._cuda.try_("cuMemAllocFromPoolAsync", ctypes.byref(pointer), size, pool, None)
+        return self._linear(code, pointer, "cuMemFreeAsync", None)
+
+    def virtual(self, size: int) -> int:
+        prop, handle = _AllocationProp(1, 0, _Location(1, 0), None, 0), ctypes.c_uint64()
+        code = self._cuda.try_("cuMemCreate", ctypes.byref(handle), size, ctypes.byref(prop), 0)
+        self._free = lambda: self._cuda("cuMemRelease", handle)
+        return code
+
+    def mapped_virtual(self, size: int) -> int:
+        """Released while mapped: the memory goes with the last mapping."""
+        code = self.virtual(size)
+        if code != SUCCESS:
+            return code
+        address, release = ctypes.c_uint64(), self._free
+        prop, handle = _AllocationProp(1, 0, _Location(1, 0), None, 0), ctypes.c_uint64()
+        release()
+        code = self._cuda.try_("cuMemCreate", ctypes.byref(handle), size, ctypes.byref(prop), 0)
+        self._cuda("cuMemAddressReserve", ctypes.byref(address), size, 0, 0, 0)
+        self._cuda("cuMemMap", address, size, 0, handle, 0)
+        self._cuda("cuMemRelease", handle)
+        self._free = lambda: self._cuda("cuMemUnmap", address, size)
+        return code
+
+    def array(self, size: int) -> int:
+        descriptor, handle = _Array3D(size // 4096, 1024, 0, 0x20, 1, 0), Handle()
+        code = self._cuda.try_("cuArray3DCreate_v2", ctypes.byref(handle), ctypes.byref(descriptor))
+        self._free = lambda: self._cuda("cuArrayDestroy", handle)
+        return code
+
+    def mipmapped(self, size: int) -> int:
+        descriptor, handle = _Array3D(size // 4096, 1024, 0, 0x20, 1, 0), Handle()
+        code = self._cuda.try_("cuMipmappedArrayCreate", ctypes.byref(handle), ctypes.byref(descriptor), 1)
+        self._free = lambda: self._cuda("cuMipmappedArrayDestroy", handle)
+        return code
+
+    def external(self, size: int) -> int:
+        descriptor, handle = _External(1, (ctypes.c_uint64 * 2)(), size, 0), Handle()
+        code = self._cuda.try_("cuImportExternalMemory", ctypes.byref(handle), ctypes.byref(descriptor))
+        self._free = lambda: self._cuda("cuDestroyExternalMemory", handle)
+        return code
+
+
+PATHS = (
+    "plain",
+    "managed",
+    "pitched",
+    "stream_ordered",
+    "from_pool",
+    "virtual",
+    "mapped_virtual",
+    "array",
+    "mipmapped",
+    "external",
+)
+
+
+def every_path_counts_and_gives_back_exactly() -> None:
+    cuda = Cuda()
+    before, _ = cuda.memory()
+    for name in PATHS:
+        paths = _Paths(cuda)
+        expect((name, getattr(paths, name)(64 * MIB)), (name, SUCCESS))
+        expect((name, before - cuda.memory()[0]), (name, 64 * MIB))
+        paths.free()
+        expect((name, cuda.memory()[0]), (name, before))
+
+
+def no_path_exceeds_the_limit() -> None:
+    """Under a limit of 256 MiB: 200 fit, 57 more do not by any path, 56 do."""
+    cuda = Cuda()
+    held = _Paths(cuda)
+    expect(held.plain(200 * MIB), SUCCESS)
+    for name in PATHS:
+        paths = _Paths(cuda)
+        expect((name, getattr(paths, name)(58 * MIB)), (name, OUT_OF_MEMORY))
+        expect((name, getattr(paths, name)(56 * MIB)), (name, SUCCESS))
+        expect((name, cuda.memory()), (name, (0, 256 * MIB)))
+        paths.free()
+    held.free()
+    expect(cuda.memory(), (256 * MIB, 256 * MIB))
+
+
+def the_limit_is_what_the_device_reports() -> None:
+    cuda = Cuda()
+    total = ctypes.c_size_t()
+    cuda("cuDeviceTotalMem_v2", ctypes.byref(total), 0)
+    expect(total.value, 256 * MIB)
+    expect(cuda.memory(), (256 * MIB, 256 * MIB))
+    # "Use 90 % of the card" has to work.
+    expect(_Paths(cuda).plain(int(0.9 * total.value)), SUCCESS)
+
+
+def nvml_reports_the_limit_as_well() -> None:
+    class Memory(ctypes.Structure):
+        _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+    cuda = Cuda()
+    expect(_Paths(cuda).plain(56 * MIB), SUCCESS)
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    expect(nvml.nvmlInit_v2(), 0)
+    device, memory = Handle(), Memory()
+    expect(nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)), 0)
+    expect(nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)), 0)
+    expect((memory.total, memory.free, memory.used), (256 * MIB, 200 * MIB, 56 * MIB))
+
+
+def a_destroyed_context_gives_its_memory_back() -> None:
+    cuda = Cuda()
+    before = cuda.memory()
+    context = Handle()
+    cuda("cuCtxCreate_v2", ctypes.byref(context), 0, 0)
+    expect(_Paths(cuda).plain(100 * MIB), SUCCESS)
+    expect(_Paths(cuda).array(64 * MIB), SUCCESS)
+    expect(before[0] - cuda.memory()[0], 164 * MIB)
+    cuda("cuCtxDestroy_v2", context)
+    expect(cuda.memory(), before)
+
+
+def holds_memory_and_dies() -> None:
+    cuda = Cuda()
+    expect(_Paths(cuda).plain(200 * MIB), SUCCESS)
+    os.kill(os.getpid(), 9)
+
+
+def has_the_whole_limit() -> None:
+    cuda = Cuda()
+    expect(_Paths(cuda).plain(256 * MIB), SUCCESS)
