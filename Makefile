@@ -95,6 +95,7 @@ bench: $(STAMP)-dev ## The benchmarks, quickly
 
 docs: $(STAMP)-dev ## Write the generated documentation
 	$(BIN)/sair crd > deploy/crds/pipelines.yaml
+	$(BIN)/python -m tools.generate_configuration
 
 lock: $(STAMP)-dev ## Pin dependencies by version and hash
 	$(BIN)/pip install -q uv

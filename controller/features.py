@@ -11,7 +11,7 @@ from typing import Final
 
 from controller.state import CPU_STEP, MEMORY_STEP, Action, Observation, PipelineView, StageObservation
 
-__all__ = ["ACTION_FEATURES", "PIPELINE_FEATURES", "STAGE_FEATURES", "action_vector", "context_vector", "unit"]
+__all__ = ["ACTION_FEATURES", "PIPELINE_FEATURES", "STAGE_FEATURES", "action_vector", "context_length", "context_vector", "unit"]
 
 PIPELINE_FEATURES: Final = ("arrivals", "arrivals_slope", "p50", "p99", "goodput", "cost")
 STAGE_FEATURES: Final = (
@@ -53,6 +53,11 @@ def _signed(value: float | None, high: float) -> float:
     if value is None or math.isnan(value):
         return 0.5
     return unit(value, high, -high)
+
+
+def context_length(view: PipelineView) -> int:
+    """Length of a pipeline's context vectors."""
+    return len(PIPELINE_FEATURES) + len(STAGE_FEATURES) * len(view.stages)
 
 
 def context_vector(observation: Observation, view: PipelineView) -> tuple[float, ...]:

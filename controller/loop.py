@@ -17,6 +17,7 @@ import numpy as np
 
 from controller import round as rounds
 from controller.decision import Decision, Proposal, Situation
+from controller.features import context_length
 from controller.frontier import point_of
 from controller.guardrails import judge
 from controller.journal import RoundReport, concluded_record, decision_record, outcome_record
@@ -117,7 +118,8 @@ class PipelineLoop:
                 if clock.now() < next_round and view.mode == "auto":
                     await self.reflex(view)
             if not ended():
-                await self.round(view)
+                # As it is now: mode, SLO and bounds may have changed since the round before.
+                await self.round(await self._view() or view)
 
     async def round(self, view: PipelineView) -> RoundReport:
         """Run one round; never raises for what is away, always ends in a journal record."""
@@ -177,18 +179,21 @@ class PipelineLoop:
 
     async def _recall(self, view: PipelineView) -> Knowledge:
         loaded = await self._memory.load(self.key)
+        # One of another set of stages would fix the memory's dimension and keep every new one out.
+        length = context_length(view)
+        experiences = [each for each in loaded.experiences if len(each.context) == length]
         raw = None
         try:
             if _STATE_FIELD in loaded.state:
                 raw = msgspec.json.decode(loaded.state[_STATE_FIELD])
-            return restore(view, raw, loaded.experiences, self._tuning)
+            return restore(view, raw, experiences, self._tuning)
         except (InvalidInput, msgspec.DecodeError, TypeError, RecursionError) as error:
             _log.error(
                 "the controller's state in Redis cannot be read; starting from the experiences",
                 pipeline=self.key,
                 problem=str(error),
             )
-            return restore(view, None, loaded.experiences, self._tuning)
+            return restore(view, None, experiences, self._tuning)
 
     async def _observed(self, knowledge: Knowledge, view: PipelineView, report: RoundReport) -> Knowledge:
         observation = await self._world.observe(self.key, self._tuning.window_s)

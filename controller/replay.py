@@ -16,6 +16,7 @@ import msgspec
 from controller import round as rounds
 from controller.decision import Decision, Proposal, Situation
 from controller.experience import Experience
+from controller.features import context_length
 from controller.journal import fingerprint
 from controller.knowledge import Knowledge, begin, learn, restore, stored
 from controller.memory.codec import LARGEST
@@ -219,7 +220,10 @@ def _begun(
     learned = each.learned()
     if learned is None:
         return rounds.observe(_at_round(begin(view), each.round), view, observation, tuning)
-    earlier = [e for e in experiences if e.round < each.round and e.time_s < observation.time_s]
+    length = context_length(view)
+    earlier = [
+        e for e in experiences if e.round < each.round and e.time_s < observation.time_s and len(e.context) == length
+    ]
     known = restore(view, stored(replace(begin(view), learned=learned)), earlier, tuning)
     return replace(known, learned=learned)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from controller.cost import GPU_PRICES, Prices
+from sair.errors import SettingsError
 from sair.settings import load, settings
 
 __all__ = ["Settings", "load_settings"]
@@ -31,8 +32,8 @@ class Settings:
     """Port of the same; 0: any free one."""
     interval_s: Annotated[float, Meta(ge=5, le=600)] = 30.0
     """Length of a round, seconds."""
-    window_s: Annotated[float, Meta(ge=2, le=300)] = 15.0
-    """Length of the observation window at the end of a round, seconds."""
+    window_s: Annotated[float, Meta(ge=2, le=60)] = 15.0
+    """Length of the observation window at the end of a round, seconds; at most the round's. Two of them are remembered."""
     reflex_interval_s: Annotated[float, Meta(ge=0.5, le=60)] = 2.0
     """How often the reflex looks at the queues, seconds."""
     memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
@@ -45,6 +46,11 @@ class Settings:
     """Price of one GiB of memory, $/h."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""
+
+    def __post_init__(self) -> None:
+        if self.window_s > self.interval_s:
+            allowed = f"at most SAIR_CONTROLLER_INTERVAL_S, which is {self.interval_s:g}"
+            raise SettingsError("SAIR_CONTROLLER_WINDOW_S", self.window_s, allowed)
 
     @property
     def prices(self) -> Prices:

@@ -132,7 +132,8 @@ class StatusWriter:
             slo_seconds=report.view.slo_s,
             arrivals_per_second=_rounded(seen.arrivals_per_s) if seen else old.arrivals_per_second,
             cost_per_hour=_rounded(seen.cost_per_hour) if seen else old.cost_per_hour,
-            mode=report.view.mode,
+            # As it is now; the round may have begun under another one.
+            mode=found.view.mode,
             last_decision=last,
             conditions=self._conditions(report, found, current),
         )
@@ -191,7 +192,7 @@ class StatusWriter:
             set_to("FallbackActive", None, "NotAskedYet")
         limited = report.limited or _waiting(report.observation)
         set_to("ScalingLimited", bool(limited), "NotGranted" if limited else "Granted", limited)
-        set_to("Paused", report.view.mode != "auto", _PAUSED[report.view.mode])
+        set_to("Paused", found.view.mode != "auto", _PAUSED[found.view.mode])
         conflicts = "; ".join(found.conflicts)
         set_to("Conflict", bool(conflicts), "Conflicting" if conflicts else "None", conflicts)
         return conditions

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
-
-from sair.annotations import GPUS
+from sair.inventory import Card, parse_inventory
 from sair.quantities import Mebibytes
-from sair.wire import convert, decode
+from sair.wire import convert
 from sair.wire import field as lookup
 
 __all__ = ["Card", "CardView", "NodeCards", "Seat", "parse_node"]
 
-MAX_CARDS = 1000
-"""A GPU index has at most three digits."""
-
 Seat = tuple[str, int]
 """Node name and index of a GPU on it."""
-
-
-class Card(msgspec.Struct, frozen=True):
-    """One GPU as the node agent describes it; its index is its place in the list."""
-
-    memory_mi: Annotated[int, msgspec.Meta(gt=0)] = msgspec.field(name="memoryMi")
-    model: str = ""
-    uuid: str = ""
-
-
-_Inventory = Annotated[tuple[Card, ...], msgspec.Meta(max_length=MAX_CARDS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +48,4 @@ def parse_node(raw: Mapping[str, Any]) -> NodeCards:
         WireError: If the annotation is no JSON list of cards with a positive ``memoryMi``, or the node has no name.
     """
     name = convert(lookup(raw, "metadata", "name"), str, what="Node metadata.name")
-    text = lookup(raw, "metadata", "annotations", GPUS)
-    if text is None:
-        return NodeCards(name)
-    cards = decode(str(text), _Inventory, what=f"annotation {GPUS} of node {name}")
-    return NodeCards(name, cards)
+    return NodeCards(name, parse_inventory(raw))

@@ -25,6 +25,7 @@ _MAX_TEXT = 2000
 _MAX_CONTEXT = 256
 _MAX_FEATURE = 1000.0
 _MAX_STAGES = 100
+_LATEST_S = 253_402_300_799.0
 
 _Step = Annotated[int, msgspec.Meta(ge=-(10**9), le=10**9)]
 _Amount = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
@@ -118,7 +119,7 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
         id=identifier,
         pipeline=pipeline,
         round=read("round", _count, "a whole number of rounds"),
-        time_s=number("time_s"),
+        time_s=read("time_s", _time, "seconds from 1970 to the year 9999"),
         context=read("context_json", _context, f"a JSON list of at most {_MAX_CONTEXT} numbers up to {_MAX_FEATURE:g}"),
         action=read("action_json", _action, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
         before=read("before_json", _before, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
@@ -144,6 +145,13 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
 def _finite(value: str) -> float:
     parsed = float(value)
     if not abs(parsed) <= LARGEST:
+        raise ValueError(value)
+    return parsed
+
+
+def _time(value: str) -> float:
+    parsed = float(value)
+    if not 0 <= parsed <= _LATEST_S:
         raise ValueError(value)
     return parsed
 

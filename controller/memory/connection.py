@@ -12,12 +12,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff
 
 from sair.errors import InvalidInput
 
-__all__ = ["Address", "connect", "parse_url", "without_password"]
+__all__ = ["Address", "close", "connect", "parse_url", "without_password"]
 
 _TIMEOUT_S: Final = 2.0
 _FORMS: Final = (
@@ -142,13 +142,13 @@ def connect(address: Address) -> redis.Redis:
         "retry": Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
         **tls,
     }
-    credentials = {"username": address.username, "password": address.password}
+    credentials: dict[str, Any] = {"username": address.username, "password": address.password}
     if address.kind == "cluster":
         nodes = [ClusterNode(host, port, **tls) for host, port in address.hosts]
-        cluster = RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=3, **common, **credentials)
+        cluster = RedisCluster(startup_nodes=nodes, **common, **credentials)
         return cast(redis.Redis, cluster)
     if address.kind == "sentinel":
-        sentinel = Sentinel(
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
             address.hosts,
             sentinel_kwargs={
                 **common,
@@ -159,6 +159,15 @@ def connect(address: Address) -> redis.Redis:
             **common,
             **credentials,
         )
-        return cast(redis.Redis, sentinel.master_for(address.master))  # type: ignore[no-untyped-call]
+        return cast(redis.Redis, sentinel.master_for(address.master))
     host, port = address.hosts[0]
     return redis.Redis(host=host, port=port, db=address.database, **common, **credentials)
+
+
+async def close(client: redis.Redis) -> None:
+    """Close a client's connections; those to Sentinels too, which redis-py leaves open."""
+    pool = getattr(client, "connection_pool", None)
+    await client.aclose()
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import secrets
 import shutil
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import redis.asyncio as redis
 
+from controller.lifeline import die_with_parent
 from sair.errors import MemoryUnavailable
 
-__all__ = ["embedded_server", "server_binary"]
+__all__ = ["embedded_server", "free_port", "server_binary", "server_process"]
 
 _START_S = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 def server_binary() -> Path:
@@ -59,32 +56,33 @@ async def embedded_server(folder: Path, *, port: int | None = None) -> AsyncIter
         MemoryUnavailable: If there is no binary, or it does not answer within 10 s.
     """
     binary, folder, password = await asyncio.to_thread(_prepare, folder)
-    chosen = port or _free_port()
+    chosen = port or free_port()
     url = f"redis://:{password}@127.0.0.1:{chosen}/0"
     log = folder / "server.log"
+    arguments = (
+        *("--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder), "--logfile", str(log)),
+        *("--appendonly", "yes", "--save", "", "--requirepass", password, "--maxmemory-policy", "noeviction"),
+    )
+    async with server_process(binary, *arguments) as process:
+        await _wait_until_ready(url, process, log)
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def server_process(binary: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a server while the context is open; it dies with this process, even when that is killed."""
     process = await asyncio.create_subprocess_exec(
         str(binary),
-        *(
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            str(chosen),
-            "--dir",
-            str(folder),
-            "--logfile",
-            str(log),
-        ),
-        *("--appendonly", "yes", "--save", "", "--requirepass", password, "--maxmemory-policy", "noeviction"),
+        *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         # A session of its own: Ctrl-C must reach us first, so that the last experience is stored before the server goes.
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=die_with_parent,
     )
     try:
-        await _wait_until_ready(url, process, log)
-        yield url
+        yield process
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -127,16 +125,9 @@ def _tail(log: Path) -> str:
     return text or "it said nothing"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    assert _libc is not None  # noqa: S101  # only used where it was loaded
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

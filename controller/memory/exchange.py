@@ -62,7 +62,7 @@ def written(pipeline: str, archived: Archived) -> Iterable[str]:
     for identifier, experience in archived.experiences.items():
         yield _encoded(_Line("experience", pipeline=pipeline, id=identifier, fields=to_fields(experience)))
     if archived.state:
-        yield _encoded(_Line("state", pipeline=pipeline, fields=dict(archived.state)))
+        yield _encoded(_Line("state", pipeline=pipeline, fields=dict(sorted(archived.state.items()))))
     for identifier, fields in archived.decisions:
         yield _encoded(_Line("decision", pipeline=pipeline, id=identifier, fields=dict(fields)))
 
@@ -160,4 +160,3 @@ def updated_s(fields: Mapping[str, str]) -> float:
     except ValueError:
         return float("-inf")
     return value if math.isfinite(value) else float("-inf")
-

@@ -13,7 +13,7 @@ from redis.exceptions import RedisClusterException
 
 from controller.experience import Experience, Outcome
 from controller.memory.codec import from_fields, to_fields
-from controller.memory.connection import connect, parse_url
+from controller.memory.connection import close, connect, parse_url
 from controller.memory.keys import SCHEMA, SCHEMA_KEY, Keys, pipeline_of
 from sair.errors import EntryError, MemoryUnavailable, SchemaVersionError
 
@@ -93,7 +93,7 @@ class Store:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await close(self._redis)
 
     @translated
     async def ensure_schema(self) -> None:
@@ -211,7 +211,9 @@ class Store:
             for name in names:
                 many.memory_usage(name, samples=0)
             sizes = await many.execute(raise_on_error=False)
-        small = [name for name, size in zip(names, sizes, strict=True) if not isinstance(size, int) or size <= largest_bytes]
+        small = [
+            name for name, size in zip(names, sizes, strict=True) if not isinstance(size, int) or size <= largest_bytes
+        ]
         answers: dict[str, Any] = {}
         if small:
             async with self._redis.pipeline(transaction=False) as many:

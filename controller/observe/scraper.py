@@ -71,10 +71,13 @@ class Scraper:
             scrape = parse_exposition(text, target.endpoint, self._now())
         except (MetricsUnavailable, MetricError) as error:
             self.failures += 1
+            known = self.problems.get(target.key)
             self.problems[target.key] = str(error)
-            _log.warning("a scrape failed", pod=target.key, problem=str(error))
+            if known is None:  # once, not every two seconds
+                _log.warning("a pod's metrics cannot be had", pod=target.key, problem=str(error))
             return
-        self.problems.pop(target.key, None)
+        if self.problems.pop(target.key, None) is not None:
+            _log.info("a pod's metrics are back", pod=target.key)
         self.series.setdefault(target.key, PodSeries()).append(scrape)
 
     async def _fetch(self, target: Target) -> str:

@@ -172,6 +172,8 @@ class KubernetesWorld:
             name: self._seen.get((key, name)) or stages[name].allocation(self._actuator.wished_rate(found, name))
             for name in wanted
         }
+        if found.view.mode != "auto":
+            return _left_alone(base, wanted, f"mode is {found.view.mode} by now")
         outcomes = await self._actuator.apply(found, stages, base, wanted)
         self._seen |= {(key, name): allocation for name, allocation in wanted.items()}
         return outcomes
@@ -267,3 +269,17 @@ class KubernetesWorld:
             service_scv=None,
             p99_s=quantile(window.latency, 0.99),
         )
+
+
+def _left_alone(base: Mapping[str, Allocation], wanted: Mapping[str, Allocation], reason: str) -> list[KnobOutcome]:
+    outcomes = []
+    for name, want in wanted.items():
+        have = base[name]
+        pairs = {
+            "replicas": (want.replicas, have.replicas),
+            "cpu": (want.cpu, have.cpu),
+            "memory": (want.memory, have.memory),
+            "gpu_rate": (want.gpu_rate.milli if want.gpu_rate else 0, have.gpu_rate.milli if have.gpu_rate else 0),
+        }
+        outcomes += [KnobOutcome(name, knob, new, old, reason) for knob, (new, old) in pairs.items() if new != old]
+    return outcomes

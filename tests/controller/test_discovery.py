@@ -161,7 +161,11 @@ def test_limits_are_always_in_order_and_what_the_author_set_holds(
     drawn: list[int | None], replicas: int, cpu: str
 ) -> None:
     names = ("replicas", "gpu-rate", "cpu")
-    units: dict[str, Callable[[int], str]] = {"replicas": str, "gpu-rate": lambda n: str(n / 1000), "cpu": lambda n: f"{n * 50}m"}
+    units: dict[str, Callable[[int], str]] = {
+        "replicas": str,
+        "gpu-rate": lambda n: str(n / 1000),
+        "cpu": lambda n: f"{n * 50}m",
+    }
     annotations = {"gpu-rate": "0.1"}
     for name, (low, high) in zip(names, zip(drawn[::2], drawn[1::2], strict=True), strict=True):
         pair = sorted(each for each in (low, high) if each is not None)

@@ -52,9 +52,12 @@ def review(raw: Any, *, uid: str = "0c9d", dry_run: bool = False, **request: Any
     }
 
 
-def pipeline(stage_rate: str | None = "0.6", *, mode: str | None = "auto", stage: str = "inference") -> Pipeline:
-    """A Pipeline ``shop/vision`` whose controller has set a stage's rate."""
-    status: dict[str, Any] = {"stages": [{"name": stage, **({"gpuRate": stage_rate} if stage_rate else {})}]}
+def pipeline(
+    stage_rate: str | None = "0.6", *, cpu: str | None = None, mode: str | None = "auto", stage: str = "inference"
+) -> Pipeline:
+    """A Pipeline ``shop/vision`` whose controller has set a stage's rate, CPU or both."""
+    set_to = {"gpuRate": stage_rate, "cpu": cpu}
+    status: dict[str, Any] = {"stages": [{"name": stage, **{key: value for key, value in set_to.items() if value}}]}
     if mode is not None:
         status["mode"] = mode
     return parse_pipeline({"metadata": {"name": "vision", "namespace": "shop"}, "status": status})

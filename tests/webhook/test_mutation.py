@@ -256,6 +256,82 @@ class TestTheStampedRate:
         assert "initial rate kept: Pipeline shop/vision status.stages[inference].gpuRate: '0.0'" in verdict.warnings[0]
 
 
+class TestTheStampedCpu:
+    @staticmethod
+    def stamped(resources: dict[str, Any] | None, found: Pipeline, annotations: dict[str, str] = CPU_STAGE) -> Any:
+        container = {"resources": resources} if resources is not None else {}
+        once = admitted(pod(annotations, container=container), lambda _key: found)
+        assert admitted(once, lambda _key: found) == once, "a second pass changes nothing"
+        return main(once).get("resources")
+
+    @pytest.mark.parametrize(
+        ("resources", "made"),
+        [
+            ({"requests": {"cpu": "1"}}, {"requests": {"cpu": "1500m"}}),
+            ({"requests": {"cpu": "4"}}, {"requests": {"cpu": "1500m"}}),
+            (
+                {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "4", "memory": "1Gi"}},
+                {"requests": {"cpu": "1500m", "memory": "1Gi"}, "limits": {"cpu": "4", "memory": "1Gi"}},
+            ),
+            (
+                {"requests": {"cpu": "1"}, "limits": {"cpu": "1200m"}},
+                {"requests": {"cpu": "1500m"}, "limits": {"cpu": "1800m"}},
+            ),
+            (
+                {"requests": {"cpu": "1"}, "limits": {"cpu": "1"}},
+                {"requests": {"cpu": "1500m"}, "limits": {"cpu": "1500m"}},
+            ),
+            ({"limits": {"cpu": "1"}}, {"limits": {"cpu": "1500m"}, "requests": {"cpu": "1500m"}}),
+        ],
+        ids=["raised", "lowered", "limit above", "limit reached", "Guaranteed stays so", "limit alone"],
+    )
+    def test_is_what_the_controller_gave_the_stage(self, resources: dict[str, Any], made: dict[str, Any]) -> None:
+        found = pipeline(None, cpu="1500m", stage="preprocess")
+
+        assert self.stamped(resources, found) == made
+
+    @pytest.mark.parametrize("resources", [None, {}, {"requests": {"memory": "1Gi"}}])
+    def test_leaves_a_container_without_cpu_as_it_is(self, resources: dict[str, Any] | None) -> None:
+        assert self.stamped(resources, pipeline(None, cpu="2", stage="preprocess")) == resources
+
+    @pytest.mark.parametrize(
+        "found",
+        [
+            pipeline(None, cpu="2", stage="other"),
+            pipeline(None, cpu="2", stage="preprocess", mode="off"),
+            pipeline(None, cpu="2", stage="preprocess", mode="recommend"),
+            pipeline("0.5", stage="preprocess"),
+        ],
+        ids=["stage unknown", "off", "recommend", "never changed"],
+    )
+    def test_is_the_users_own_otherwise(self, found: Pipeline) -> None:
+        assert self.stamped({"requests": {"cpu": "1"}}, found) == {"requests": {"cpu": "1"}}
+
+    @pytest.mark.parametrize(("now", "stamped"), [("4", "2000m"), ("100m", "500m"), ("700m", "700m")])
+    def test_stays_within_the_bounds_of_the_pod_template(self, now: str, stamped: str) -> None:
+        bounded = {**CPU_STAGE, "sair.dev/cpu-min": "500m", "sair.dev/cpu-max": "2"}
+        found = pipeline(None, cpu=now, stage="preprocess")
+
+        assert self.stamped({"requests": {"cpu": "1"}}, found, bounded) == {"requests": {"cpu": stamped}}
+
+    def test_comes_beside_the_hook_in_the_same_container(self) -> None:
+        made = main(
+            admitted(pod(GPU_STAGE, container={"resources": {"requests": {"cpu": "1"}}}), lambda _k: pipeline(cpu="2"))
+        )
+
+        assert made["resources"] == {"requests": {"cpu": "2000m"}}
+        assert variables(made)["LD_PRELOAD"]
+
+    @pytest.mark.parametrize(("now", "own"), [("lots", "1"), ("2", "lots")])
+    def test_is_the_users_own_and_a_warning_says_so_where_a_quantity_makes_no_sense(self, now: str, own: str) -> None:
+        raw = pod(CPU_STAGE, container={"resources": {"requests": {"cpu": own}}})
+        verdict = ask(raw, lambda _key: pipeline(None, cpu=now, stage="preprocess"))
+
+        assert verdict.reason is None
+        assert any("initial CPU kept: " in warning for warning in verdict.warnings)
+        assert not [change for change in verdict.patch if "resources" in str(change)]
+
+
 class TestNobodyGrantsThemselvesAShare:
     @pytest.mark.parametrize("stage", [GPU_STAGE, CPU_STAGE], ids=["gpu", "cpu"])
     def test_a_grant_in_a_new_pod_is_removed_and_the_author_told(self, stage: dict[str, str]) -> None:

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.experience import Outcome, RewardTerms
-from controller.memory.codec import from_fields, to_fields
+from controller.memory.codec import LARGEST, from_fields, to_fields
 from controller.state import Action, StageDelta
 from sair.errors import EntryError
 from tests.builders import experience
 
 KEY = "sair:{default/vision}:experience:0000000001"
 
-finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
+finite = st.floats(-LARGEST, LARGEST, width=64)
 deltas = st.builds(
     StageDelta,
     stage=st.sampled_from(["pre", "inference", "post"]),
@@ -54,6 +54,15 @@ def test_the_fields_read_well_for_people() -> None:
         ("round", "many"),
         ("latency_ratio", "nan"),
         ("cost_ratio", "inf"),
+        ("reward_sla", "-1e308"),
+        ("load_bucket", "9" * 400),
+        ("time_s", "-1"),
+        ("time_s", "1e12"),
+        ("round", "1" + "0" * 30),
+        ("context_json", "[1e30]"),
+        ("action_json", '{"inference": {"replicas": 100000000000000000000}}'),
+        ("before_json", '{"inference": {"replicas": -1, "cpu_m": 1, "memory_mi": 1}}'),
+        ("action_json", "{" + ",".join(f'"s{n}": {{"replicas": 1}}' for n in range(101)) + "}"),
         ("context_json", "[1, null]"),
         ("context_json", "[" * 100_000),
         ("context_json", "[" + "1," * 300 + "1]"),

@@ -1,0 +1,140 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.observe.exposition import Scrape, parse_exposition
+from controller.observe.histogram import Histogram
+from sair.annotations import MetricsEndpoint
+from sair.errors import MetricError
+
+HONEST = """\
+# HELP sair_stage_queue_depth Waiting.
+# TYPE sair_stage_queue_depth gauge
+sair_stage_queue_depth 3
+# TYPE sair_stage_arrivals_total counter
+sair_stage_arrivals_total{route="a"} 100
+sair_stage_arrivals_total{route="b"} 20
+# TYPE sair_stage_latency_seconds histogram
+sair_stage_latency_seconds_bucket{le="0.1"} 50
+sair_stage_latency_seconds_bucket{le="1"} 90
+sair_stage_latency_seconds_bucket{le="+Inf"} 100
+sair_stage_latency_seconds_sum 30.5
+sair_stage_latency_seconds_count 100
+sair_stage_service_seconds_sum 12.5
+sair_stage_service_seconds_count 100
+process_cpu_seconds_total 7.25
+"""
+
+
+def read(text: str) -> Scrape:
+    return parse_exposition(text, MetricsEndpoint(), 5.0)
+
+
+def without(name: str, text: str = HONEST) -> str:
+    return "\n".join(line for line in text.splitlines() if name not in line) + "\n"
+
+
+def test_what_a_stage_exports_is_read_over_all_label_sets() -> None:
+    assert read(HONEST) == Scrape(
+        time_s=5.0,
+        arrivals=120.0,
+        queue=3.0,
+        latency=Histogram((0.1, 1.0, math.inf), (50.0, 90.0, 100.0)),
+        service_sum_s=12.5,
+        service_count=100.0,
+        cpu_s=7.25,
+    )
+
+
+def test_names_of_the_metrics_are_the_users() -> None:
+    text = HONEST.replace("sair_stage_queue_depth", "backlog").replace("sair_stage_latency_seconds", "took")
+    seen = parse_exposition(text, MetricsEndpoint(queue="backlog", latency="took"), 5.0)
+    assert (seen.queue, seen.latency.total) == (3.0, 100.0)
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e18", "-1", "-0.001"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sair_stage_queue_depth 3",
+        'sair_stage_arrivals_total{route="b"} 20',
+        'sair_stage_latency_seconds_bucket{le="1"} 90',
+        "sair_stage_service_seconds_sum 12.5",
+        "process_cpu_seconds_total 7.25",
+    ],
+)
+def test_a_number_that_cannot_be_true_refuses_the_scrape(line: str, value: str) -> None:
+    with pytest.raises(MetricError, match=line.replace("{", " ").split(maxsplit=1)[0]):
+        read(HONEST.replace(line, f"{line.rsplit(maxsplit=1)[0]} {value}"))
+
+
+@pytest.mark.parametrize("name", ["sair_stage_queue_depth", "sair_stage_arrivals_total", "sair_stage_latency_seconds"])
+def test_a_needed_metric_that_is_missing_is_named(name: str) -> None:
+    with pytest.raises(MetricError, match=name):
+        read(without(name))
+
+
+def test_a_metric_that_is_declared_but_has_no_samples_yet_counts_as_nothing_so_far() -> None:
+    text = "\n".join(line for line in HONEST.splitlines() if line.startswith("# TYPE") or "queue" in line)
+    seen = read(text)
+    assert (seen.arrivals, seen.latency) == (0.0, Histogram())
+
+
+def test_optional_metrics_may_be_missing() -> None:
+    seen = read(without("service", without("process")))
+    assert (seen.service_sum_s, seen.service_count, seen.cpu_s) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        HONEST.replace('le="+Inf"} 100', 'le="+Inf"} 80'),
+        without('le="+Inf"'),
+        HONEST.replace('le="1"', 'le="NaN"'),
+        HONEST.replace('le="1"', 'le="one"'),
+        HONEST.replace('{le="1"}', ""),
+    ],
+    ids=["not cumulative", "no +Inf", "NaN bound", "no number", "no bound"],
+)
+def test_buckets_that_are_no_histogram_refuse_the_scrape(broken: str) -> None:
+    with pytest.raises(MetricError, match="sair_stage_latency_seconds_bucket"):
+        read(broken)
+
+
+def test_series_with_buckets_of_their_own_are_summed_at_the_union_of_bounds() -> None:
+    rows = (("a", "0.1", 4), ("a", "+Inf", 10), ("b", "0.2", 6), ("b", "+Inf", 10))
+    series = [f'sair_stage_latency_seconds_bucket{{model="{m}",le="{le}"}} {count}' for m, le, count in rows]
+    seen = read(without("sair_stage_latency_seconds_bucket") + "\n".join(series) + "\n")
+    assert seen.latency == Histogram((0.1, 0.2, math.inf), (7.0, 10.0, 20.0))
+
+
+@pytest.mark.parametrize(
+    "torn", ['sair_stage_arrivals_total{route="a', "sair_stage_arrivals_total{route=}", "sair_stage_arrivals_total"]
+)
+def test_a_torn_line_of_interest_refuses_the_scrape(torn: str) -> None:
+    with pytest.raises(MetricError):
+        read(HONEST + torn)
+
+
+def test_whatever_else_is_exported_costs_nothing_and_harms_nothing() -> None:
+    other = "".join(f'go_gc_{n}{{x="{n}"}} {"nonsense " * (n % 3)}\n' for n in range(50_000))
+    assert read(other + HONEST) == read(HONEST)
+
+
+def test_a_stage_with_absurdly_many_series_is_refused_before_they_are_parsed() -> None:
+    many = "".join(f'sair_stage_arrivals_total{{user="{n}"}} 1\n' for n in range(6000))
+    with pytest.raises(MetricError, match="5000 samples"):
+        read(HONEST + many)
+
+
+@given(st.text(max_size=300), st.integers(0, len(HONEST)))
+def test_whatever_a_pod_says_it_is_read_or_refused(noise: str, place: int) -> None:
+    try:
+        seen = read(HONEST[:place] + noise + HONEST[place:])
+    except MetricError:
+        return
+    assert 0 <= seen.arrivals <= 1e18
+    assert 0 <= seen.queue <= 1e18
+    assert list(seen.latency.counts) == sorted(seen.latency.counts)

@@ -1,0 +1,74 @@
+import math
+
+import pytest
+
+from controller.observe.exposition import Scrape
+from controller.observe.histogram import Histogram
+from controller.observe.series import KEPT_S, PodSeries, peak_of, window_of
+
+
+def scrape(time_s: float, arrivals: float, queue: float = 0.0, **more: float) -> Scrape:
+    done = Histogram((0.1, math.inf), (arrivals, arrivals))
+    return Scrape(time_s, arrivals, queue, done, Histogram(), **more)
+
+
+def series(*scrapes: Scrape) -> PodSeries:
+    made = PodSeries()
+    for each in scrapes:
+        made.append(each)
+    return made
+
+
+def test_rates_are_growth_over_the_time_between_scrapes_and_add_up_over_pods() -> None:
+    one = series(scrape(0, 100), scrape(5, 150), scrape(10, 200, 4.0))
+    two = series(scrape(0, 0, 2.0), scrape(10, 50, 2.0))
+    seen = window_of({"a": one, "b": two}, 10, 10)
+    assert seen is not None
+    assert (seen.arrivals_per_s, seen.departures_per_s) == (15.0, 15.0)
+    assert (seen.queue, seen.queue_slope) == (6.0, 0.4)
+    assert seen.latency.total == 150
+
+
+def test_a_counter_that_fell_began_anew_at_nothing() -> None:
+    seen = window_of({"a": series(scrape(0, 1000), scrape(5, 1050), scrape(10, 30))}, 10, 10)
+    assert seen is not None
+    assert seen.arrivals_per_s == pytest.approx((50 + 30) / 10)
+    assert seen.departures_per_s == pytest.approx((50 + 30) / 10)
+
+
+def test_service_time_and_cpu_are_ratios_of_growth() -> None:
+    one = series(
+        scrape(0, 0, service_sum_s=1.0, service_count=10.0, cpu_s=5.0),
+        scrape(10, 40, service_sum_s=3.0, service_count=50.0, cpu_s=8.0),
+    )
+    seen = window_of({"a": one}, 10, 10)
+    assert seen is not None
+    assert seen.service_s == pytest.approx(0.05)
+    assert seen.cpu_cores == pytest.approx(0.3)
+
+
+def test_one_scrape_is_no_window() -> None:
+    assert window_of({"a": series(scrape(10, 5))}, 10, 10) is None
+    assert window_of({}, 10, 10) is None
+
+
+def test_the_age_is_that_of_the_pod_that_was_silent_longest() -> None:
+    seen = window_of({"a": series(scrape(0, 0), scrape(10, 10)), "b": series(scrape(0, 0), scrape(3, 9))}, 10, 5)
+    assert seen is not None
+    assert seen.oldest_s == 3
+
+
+def test_scrapes_out_of_order_are_ignored_and_old_ones_forgotten() -> None:
+    one = series(scrape(10, 10), scrape(10, 99), scrape(9, 99), scrape(11, 12))
+    assert one.last == scrape(11, 12)
+    one.append(scrape(11 + KEPT_S + 1, 50))
+    assert one.between(0, 1000) == [scrape(11 + KEPT_S + 1, 50)]
+
+
+def test_the_peak_is_the_highest_rate_of_all_pods_together_over_five_seconds() -> None:
+    steady = series(*(scrape(t, 10.0 * t) for t in range(0, 31, 2)))
+    burst = series(*(scrape(t, 100.0 * max(0, min(t, 15) - 10)) for t in range(31)))
+    assert peak_of({"a": steady}, 30, 30) == pytest.approx(10)
+    assert peak_of({"a": steady, "b": burst}, 30, 30) == pytest.approx(110)
+    assert peak_of({"b": burst}, 30, 10) == 0
+    assert peak_of({}, 30, 30) == 0

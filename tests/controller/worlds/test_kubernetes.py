@@ -1,0 +1,373 @@
+"""The world on a real API server, with the controller's own rights and no others."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from controller.cost import Prices
+from controller.observe.scraper import Scraper
+from controller.state import Allocation, KnobOutcome
+from controller.watching import Watching
+from controller.worlds.kubernetes import KubernetesWorld, WallClock
+from sair.errors import ApiUnavailable, MetricsUnavailable, NotFound
+from sair.kube.client import Api, PatchKind
+from sair.kube.patch import merge_patch_annotations
+from sair.kube.resources import DEPLOYMENTS, PIPELINES, PODS
+from sair.quantities import GpuRate, Millicores
+from tests.controller.stages import EXTENDER, SERVICE_ACCOUNT, Stages, eventually, installed, task
+from tests.e2e.cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
+
+GPU = {"gpu-rate": "0.3"}
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    with installed(control_plane):
+        yield control_plane
+
+
+@pytest_asyncio.fixture
+async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
+    async with (
+        await Api.from_environment(cluster.kubeconfig) as api,
+        Stages(api, f"world-{secrets.token_hex(3)}") as standing,
+    ):
+        yield standing
+
+
+@dataclass
+class Leader:
+    leads: bool = True
+
+    def __call__(self) -> bool:
+        return self.leads
+
+
+@dataclass
+class Opened:
+    world: KubernetesWorld
+    scraper: Scraper
+    leader: Leader
+    api: Api
+
+
+@pytest_asyncio.fixture
+async def opened(cluster: ControlPlane) -> AsyncIterator[Opened]:
+    async with (
+        await Api.from_environment(cluster.client_kubeconfig(SERVICE_ACCOUNT)) as api,
+        aiohttp.ClientSession() as session,
+    ):
+        watching, clock, leader = Watching(api), WallClock(), Leader()
+        scraper = Scraper(session, clock.now)
+        world = KubernetesWorld(api, watching, scraper, Prices(), clock=clock, may_act=leader, grant_wait_s=1.0)
+        async with task(watching.run()):
+
+            async def synced() -> bool:
+                return watching.why_not_synced() is None
+
+            await eventually(synced, watching.why_not_synced)
+            yield Opened(world, scraper, leader, api)
+
+
+async def ready(opened: Opened, key: str, replicas: int) -> dict[str, Allocation]:
+    """Wait until the pods have been seen and scraped twice; gives the allocations."""
+
+    async def seen() -> bool:
+        if key not in opened.world.found():
+            return False
+        try:
+            gauges = await opened.world.gauges(key)
+        except MetricsUnavailable:
+            return False
+        return sum(gauge.ready for gauge in gauges) == replicas
+
+    await eventually(seen)
+    return (await opened.world.observe(key, 2.0)).allocations
+
+
+async def apply(opened: Opened, key: str, stage: str, wanted: Allocation) -> dict[str, KnobOutcome]:
+    return {each.knob: each for each in await opened.world.apply(key, {stage: wanted}, reason="a test")}
+
+
+async def test_a_window_adds_up_what_all_pods_of_a_stage_export(stages: Stages, opened: Opened) -> None:
+    node = await stages.node()
+    one, two = await stages.stage("detect", GPU, node=node, replicas=2)
+    one.rate_per_s, two.rate_per_s, two.queue = 30.0, 10.0, 4.0
+    await ready(opened, stages.key(), 2)
+    await asyncio.sleep(1.1)
+    seen = await opened.world.observe(stages.key(), 2.0)
+    assert seen.arrivals_per_s == pytest.approx(40, rel=0.1)
+    (stage,) = seen.stages
+    assert (stage.ready, stage.queue_depth) == (2, 4.0)
+    assert stage.service_s == pytest.approx(0.01)
+    assert seen.p99_s is not None and 0.01 < seen.p99_s <= 0.025
+    room = await opened.world.room(stages.key())
+    mine = next(each for each in room.nodes if each.name == node)
+    assert mine.free_cpu == 62_000
+    assert mine.held == {"detect": 2}
+
+
+async def test_a_scale_subresource_takes_replicas_and_nothing_else_of_the_deployment_changes(
+    stages: Stages, opened: Opened
+) -> None:
+    await stages.stage("resize", node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["resize"]
+    before = await stages.api.get(DEPLOYMENTS.path(stages.namespace, "resize"))
+    outcomes = await apply(opened, stages.key(), "resize", replace(allocation, replicas=3))
+    after = await stages.api.get(DEPLOYMENTS.path(stages.namespace, "resize"))
+    assert outcomes == {"replicas": KnobOutcome("resize", "replicas", 3, 3)}
+    assert after["spec"] == {**before["spec"], "replicas": 3}
+
+
+async def test_a_share_nobody_grants_is_wished_for_on_live_pods_and_recorded_as_not_granted(
+    stages: Stages, opened: Opened
+) -> None:
+    await stages.stage("detect", GPU, node=await stages.node(), replicas=2)
+    allocation = (await ready(opened, stages.key(), 2))["detect"]
+    outcome = (await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(500))))["gpu_rate"]
+    assert (outcome.wished, outcome.granted) == (500, 0)
+    assert "2 of 2 replicas" in outcome.reason
+    assert [await stages.rate(f"detect-{number}") for number in range(2)] == ["0.5", "0.5"]
+    seen = (await opened.world.observe(stages.key(), 2.0)).stages[0]
+    assert seen.allocation.gpu_rate == GpuRate(500)
+    assert seen.granted == GpuRate(50), "the hook holds a pod without a grant to the lowest rate"
+    # A wish that was not granted does not stand in the way of the next one.
+    outcome = (await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(200))))["gpu_rate"]
+    assert await stages.rate("detect-0") == "0.2"
+
+
+async def test_a_grant_that_comes_while_it_is_waited_for_counts(
+    stages: Stages, opened: Opened, cluster: ControlPlane
+) -> None:
+    await stages.stage("detect", GPU, node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["detect"]
+
+    async def extender() -> None:
+        async with await Api.from_environment(cluster.kubeconfig) as admin:
+            clusterrole = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+            name = f"{stages.namespace}-extender"
+            subject = {"kind": "User", "name": EXTENDER, "apiGroup": "rbac.authorization.k8s.io"}
+            role = {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"}
+            await admin.create(clusterrole, {"metadata": {"name": name}, "subjects": [subject], "roleRef": role})
+        async with await Api.from_environment(cluster.client_kubeconfig(EXTENDER)) as granting:
+
+            async def wished() -> bool:
+                return await stages.rate("detect-0") == "0.6"
+
+            await eventually(wished)
+            grant: dict[str, str | None] = {"sair.dev/gpu-granted": "0.6", "sair.dev/gpu-index": "1"}
+            await merge_patch_annotations(granting, PODS, stages.namespace, "detect-0", grant, component="extender")
+
+    granter = asyncio.create_task(extender())
+    await asyncio.sleep(0.3)
+    outcome = (await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(600))))["gpu_rate"]
+    await granter
+    assert outcome == KnobOutcome("detect", "gpu_rate", 600, 600)
+    room = await opened.world.room(stages.key())
+    cards = next(each for each in room.nodes if each.name.startswith(stages.namespace)).gpus
+    assert [card.free_milli for card in cards] == [1000, 400]
+
+
+@pytest.mark.parametrize(
+    ("request_cpu", "limit", "after"),
+    [
+        ("1", None, {"requests": "1500m"}),
+        ("1", "4", {"requests": "1500m", "limits": "4"}),
+        ("1", "1250m", {"requests": "1500m", "limits": "1875m"}),
+    ],
+    ids=["no limit", "limit above", "limit reached"],
+)
+async def test_cpu_of_live_pods_is_resized_in_place(
+    stages: Stages, opened: Opened, request_cpu: str, limit: str | None, after: dict[str, str]
+) -> None:
+    await stages.stage("resize", node=await stages.node(), cpu=request_cpu, limit=limit)
+    allocation = (await ready(opened, stages.key(), 1))["resize"]
+    outcomes = await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(1500)))
+    assert outcomes == {"cpu": KnobOutcome("resize", "cpu", 1500, 1500)}
+    assert await stages.cpu("resize-0") == after
+    assert await stages.replicas("resize") == 1
+
+
+async def test_a_resize_that_the_node_cannot_do_is_recorded_with_the_nodes_reason(
+    stages: Stages, opened: Opened
+) -> None:
+    await stages.stage("resize", node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["resize"]
+    pending = {
+        "type": "PodResizePending",
+        "status": "True",
+        "reason": "Infeasible",
+        "message": "Node didn't have enough capacity",
+    }
+    has = {
+        "name": "main",
+        "image": "example/app:1",
+        "imageID": "",
+        "ready": True,
+        "restartCount": 0,
+        "resources": {"requests": {"cpu": "1"}},
+    }
+    await stages.status_of(
+        "resize-0",
+        {"conditions": [{"type": "Ready", "status": "True"}, pending], "containerStatuses": [has]},
+    )
+
+    async def known() -> bool:
+        outcome = (await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(2000)))).get("cpu")
+        await opened.world.gauges(stages.key())
+        allocation_now = replace(allocation, cpu=Millicores(2500))
+        outcome = (await apply(opened, stages.key(), "resize", allocation_now))["cpu"]
+        return outcome.granted == 1000 and "Infeasible: Node didn't" in outcome.reason
+
+    await eventually(known)
+
+
+async def test_a_resize_that_the_api_server_refuses_is_an_outcome_with_its_words_and_is_not_repeated(
+    stages: Stages, opened: Opened
+) -> None:
+    # Without requests a pod is BestEffort, and a resize must not change that.
+    await stages.stage("resize", node=await stages.node(), cpu="")
+    allocation = (await ready(opened, stages.key(), 1))["resize"]
+    outcome = (await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(2000))))["cpu"]
+    assert outcome.granted != 2000
+    assert "QOS" in outcome.reason.upper()
+    assert opened.world.wished_cpu(stages.key(), "resize") is None
+    await opened.world.gauges(stages.key())
+    outcome = (await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(2000))))["cpu"]
+    assert "refused before" in outcome.reason
+    await opened.world.gauges(stages.key())
+    outcomes = await apply(opened, stages.key(), "resize", replace(allocation, replicas=2))
+    assert outcomes == {"replicas": KnobOutcome("resize", "replicas", 2, 2)}
+
+
+async def test_pods_that_come_after_a_wish_get_it_too(stages: Stages, opened: Opened) -> None:
+    node = await stages.node()
+    await stages.stage("detect", GPU, node=node)
+    allocation = (await ready(opened, stages.key(), 1))["detect"]
+    wanted = replace(allocation, gpu_rate=GpuRate(400), cpu=Millicores(1500))
+    await apply(opened, stages.key(), "detect", wanted)
+    await stages.replica("detect", GPU, node=node, number=1)
+
+    async def settled() -> bool:
+        await opened.world.settle(stages.key())
+        return await stages.rate("detect-1") == "0.4" and await stages.cpu("detect-1") == {"requests": "1500m"}
+
+    await eventually(settled)
+
+
+async def test_another_leader_knows_the_wishes_from_the_pipelines_status(stages: Stages, opened: Opened) -> None:
+    node = await stages.node()
+    await stages.stage("detect", GPU | {"gpu-rate-max": "0.6"}, node=node)
+    path = PIPELINES.path(stages.namespace, "shop")
+    body = {"apiVersion": "sair.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "shop"}, "spec": {}}
+    await stages.api.create(PIPELINES.path(stages.namespace), body)
+    status = {"status": {"stages": [{"name": "detect", "gpuRate": "0.9", "cpu": "2"}]}}
+    await stages.api.patch(f"{path}/status", status, PatchKind.MERGE)
+
+    async def settled() -> bool:
+        if stages.key() in opened.world.found():
+            await opened.world.settle(stages.key())
+        return await stages.rate("detect-0") == "0.6" and await stages.cpu("detect-0") == {"requests": "2"}
+
+    await eventually(settled)
+    assert opened.world.wished_rate(stages.key(), "detect") == GpuRate(600)
+    # Where nobody but the user sets rates, nothing is wished.
+    await stages.api.patch(path, {"spec": {"mode": "recommend"}}, PatchKind.MERGE)
+
+    async def left_alone() -> bool:
+        return opened.world.wished_rate(stages.key(), "detect") is None
+
+    await eventually(left_alone)
+
+
+async def test_who_no_longer_leads_changes_nothing(stages: Stages, opened: Opened) -> None:
+    await stages.stage("detect", GPU, node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["detect"]
+    opened.leader.leads = False
+    wanted = replace(allocation, gpu_rate=GpuRate(400), cpu=Millicores(1500), replicas=2)
+    with pytest.raises(ApiUnavailable, match="another controller leads"):
+        await apply(opened, stages.key(), "detect", wanted)
+    assert (await stages.rate("detect-0"), await stages.replicas("detect")) == ("0.3", 1)
+    assert await stages.cpu("detect-0") == {"requests": "1"}
+    assert opened.world.wished_rate(stages.key(), "detect") is None
+
+
+async def test_a_pipeline_that_somebody_switched_off_meanwhile_is_left_alone(stages: Stages, opened: Opened) -> None:
+    await stages.stage("detect", GPU, node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["detect"]
+    body = {
+        "apiVersion": "sair.dev/v1alpha1",
+        "kind": "Pipeline",
+        "metadata": {"name": "shop"},
+        "spec": {"mode": "off"},
+    }
+    await stages.api.create(PIPELINES.path(stages.namespace), body)
+
+    async def seen() -> bool:
+        return opened.world.found()[stages.key()].view.mode == "off"
+
+    await eventually(seen)
+    outcomes = await apply(opened, stages.key(), "detect", replace(allocation, replicas=3, gpu_rate=GpuRate(500)))
+    assert outcomes["replicas"] == KnobOutcome("detect", "replicas", 3, 1, "mode is off by now")
+    assert outcomes["gpu_rate"].granted == 300
+    assert (await stages.rate("detect-0"), await stages.replicas("detect")) == ("0.3", 1)
+
+
+async def test_a_change_by_somebody_else_meanwhile_is_not_undone(stages: Stages, opened: Opened) -> None:
+    await stages.stage("resize", node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["resize"]
+    path = DEPLOYMENTS.path(stages.namespace, "resize")
+    await stages.api.patch(path, {"spec": {"replicas": 5}}, PatchKind.MERGE)
+
+    async def seen() -> bool:
+        return opened.world.found()[stages.key()].workloads["resize"].replicas == 5
+
+    await eventually(seen)
+    await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(1500)))
+    assert await stages.replicas("resize") == 5
+
+
+async def test_a_pod_that_never_answers_makes_the_observation_stale_and_none_that_answers_makes_it_fail(
+    stages: Stages, opened: Opened
+) -> None:
+    node = await stages.node()
+    one, two = await stages.stage("detect", GPU, node=node, replicas=2)
+    two.status = 500
+
+    async def age_s() -> float:
+        try:
+            return (await opened.world.observe(stages.key(), 2.0)).age_s
+        except (MetricsUnavailable, NotFound):
+            return 0.0
+
+    async def stale() -> bool:
+        return await age_s() >= 100
+
+    await eventually(stale)
+    with pytest.raises(MetricsUnavailable, match="old"):
+        await opened.world.gauges(stages.key())
+    assert [problem for problem in opened.scraper.problems.values() if "500" in problem]
+    one.broken = two.broken = "<html>no metrics here</html>"
+    two.status = 200
+
+    async def both_complain() -> bool:
+        await age_s()
+        return len([problem for problem in opened.scraper.problems.values() if "to be exported" in problem]) == 2
+
+    await eventually(both_complain, lambda: opened.scraper.problems)
+
+
+async def test_a_histogram_that_ends_below_the_slo_is_no_metric_to_decide_on(stages: Stages, opened: Opened) -> None:
+    (exporter,) = await stages.stage("detect", {**GPU, "slo-p99": "30s"}, node=await stages.node())
+    exporter.latency_s = 20.0
+    with pytest.raises(MetricsUnavailable, match="highest bucket, 5 s"):
+        await ready(opened, stages.key(), 1)
