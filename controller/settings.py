@@ -19,7 +19,8 @@ class Settings:
     """How the controller runs. The language model has settings of its own, SAIR_LLM_…"""
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """Where the memory is: redis://[user:password@]host:port/db, rediss:// for TLS. REDIS_URL stands in for it."""
+    """Where the memory is: redis://[user:password@]host:port/db; rediss:// for TLS, with ?ssl_ca_certs=PATH for a CA of
+    one's own; redis+sentinel://host:port,host:port/<master>/<db>; redis+cluster://host:port. REDIS_URL stands in for it."""
     kubeconfig: str = ""
     """Path of a kubeconfig; unset: the pod's own service account, else the user's kubeconfig."""
     namespace: str = "sair-system"
