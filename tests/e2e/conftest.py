@@ -12,6 +12,10 @@ from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.installation import Installation
 
 
+_LONG = {"test_live_rates", "test_outages", "test_scaling"}
+"""Minutes each, and of what a busy machine does to a whole cluster; `make e2e` runs them, `make test` leaves them out."""
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The machine's cluster, with the bare base image on its nodes.
@@ -70,3 +74,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
             # The first one also waits for images to be built, which on a busy machine takes minutes.
             item.add_marker(pytest.mark.timeout(900), append=False)
+        if item.path.stem in _LONG:
+            item.add_marker(pytest.mark.long)
