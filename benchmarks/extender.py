@@ -65,14 +65,26 @@ def main() -> None:
         rows = [{field: getattr(row, field) for field in row.__slots__} for row in costs]
         json.dump({"costs": rows, "first_refusal_at": quality}, sys.stdout, indent=1)
         return
-    heads = ("nodes", "pods", "rebuild ms", "filter µs", "prioritize µs", "JSON µs", "assume µs", "confirm µs", "raise µs")
+    heads = (
+        "nodes",
+        "pods",
+        "rebuild ms",
+        "filter µs",
+        "prioritize µs",
+        "JSON µs",
+        "assume µs",
+        "confirm µs",
+        "raise µs",
+    )
     print(" ".join(f"{head:>{width}}" for head, width in zip(heads, (6, 7, 11, 10, 14, 8, 10, 11, 9), strict=True)))
     for row in costs:
         print(
             f"{row.nodes:>6} {row.pods:>7} {row.rebuild_us / 1000:>11.1f} {row.filter_us:>10.0f} {row.prioritize_us:>14.0f} "
             f"{row.wire_us:>8.0f} {row.assume_us:>10.1f} {row.confirm_us:>11.1f} {row.raise_us:>9.1f}"
         )
-    print("\nshare of 32 GPUs granted when the first replica is refused (mean, and half the width of its 95 % interval)")
+    print(
+        "\nshare of 32 GPUs granted when the first replica is refused (mean, and half the width of its 95 % interval)"
+    )
     for name, values in quality.items():
         half = 1.96 * statistics.stdev(values) / len(values) ** 0.5
         print(f"{name:>28}: {statistics.mean(values):.3f} ± {half:.3f}")
@@ -100,7 +112,9 @@ def measure(nodes: int, repetitions: int, rng: random.Random) -> Costs:
 
     def confirm(decision: Assumption) -> None:
         version[0] += 1
-        bound = replace(decision.replica, version=version[0], node=decision.node, index=decision.index, granted=decision.rate)
+        bound = replace(
+            decision.replica, version=version[0], node=decision.node, index=decision.index, granted=decision.rate
+        )
         ledger.fold(PodSeen(bound), 0.0)
 
     def wish(replica: Replica) -> None:
@@ -136,12 +150,17 @@ def fill(choose: Callable[[Sequence[CardView], Need], int | None], runs: int, se
         rng = random.Random(seed * 1000 + run)
         names = [f"node-{number}" for number in range(4)]
         free = {name: [1000] * GPUS_PER_NODE for name in names}
-        stages: dict[tuple[str, int], dict[str, int]] = {(name, index): {} for name in names for index in range(GPUS_PER_NODE)}
+        stages: dict[tuple[str, int], dict[str, int]] = {
+            (name, index): {} for name in names for index in range(GPUS_PER_NODE)
+        }
         granted = 0
         while True:
             stage = rng.randrange(12)
             need = Need(RATES_MILLI[stage % len(RATES_MILLI)], 0, f"stage-{stage}")
-            views = {name: [_view(index, free[name][index], stages[name, index]) for index in range(GPUS_PER_NODE)] for name in names}
+            views = {
+                name: [_view(index, free[name][index], stages[name, index]) for index in range(GPUS_PER_NODE)]
+                for name in names
+            }
             ranked = sorted(names, key=lambda name, views=views, need=need: -score(views[name], need, HEADROOM_MILLI))  # type: ignore[misc]
             found = next(((name, index) for name in ranked if (index := choose(views[name], need)) is not None), None)
             if found is None:

@@ -11,7 +11,15 @@ from typing import Final
 
 from controller.state import CPU_STEP, MEMORY_STEP, Action, Observation, PipelineView, StageObservation
 
-__all__ = ["ACTION_FEATURES", "PIPELINE_FEATURES", "STAGE_FEATURES", "action_vector", "context_length", "context_vector", "unit"]
+__all__ = [
+    "ACTION_FEATURES",
+    "PIPELINE_FEATURES",
+    "STAGE_FEATURES",
+    "action_vector",
+    "context_length",
+    "context_vector",
+    "unit",
+]
 
 PIPELINE_FEATURES: Final = ("arrivals", "arrivals_slope", "p50", "p99", "goodput", "cost")
 STAGE_FEATURES: Final = (

@@ -30,7 +30,10 @@ from sair.settings import load
 
 __all__ = ["Running", "app", "running"]
 
-app = typer.Typer(help="The scheduler's extender: places replicas on shares of GPUs and grants live pods theirs.", no_args_is_help=True)
+app = typer.Typer(
+    help="The scheduler's extender: places replicas on shares of GPUs and grants live pods theirs.",
+    no_args_is_help=True,
+)
 
 _LOG = get_logger(COMPONENT)
 
@@ -109,7 +112,9 @@ async def running(settings: Settings, api: Api, *, registry: CollectorRegistry |
     try:
         async with (
             serve(health, host=settings.metrics_host, port=settings.metrics_port) as health_served,
-            serve(extender_application(answers, binder, metrics), host=settings.host, port=settings.port) as scheduler_served,
+            serve(
+                extender_application(answers, binder, metrics), host=settings.host, port=settings.port
+            ) as scheduler_served,
         ):
             _LOG.info("serving", port=scheduler_served.port, metrics_port=health_served.port)
             yield Running(scheduler_served, health_served, ledger, watching, task)

@@ -33,7 +33,12 @@ class Binder:
     """
 
     def __init__(
-        self, api: Api, ledger: Ledger, granter: Granter, known: Callable[[str], Replica | None], monotonic: Callable[[], float]
+        self,
+        api: Api,
+        ledger: Ledger,
+        granter: Granter,
+        known: Callable[[str], Replica | None],
+        monotonic: Callable[[], float],
     ) -> None:
         self._api = api
         self._ledger = ledger
@@ -59,7 +64,11 @@ class Binder:
             for _ in range(_ATTEMPTS):
                 if replica.node is not None:
                     # An earlier attempt got through although its answer was lost.
-                    return None if replica.node == args.node else f"pod {replica.key} is bound to node {replica.node} already"
+                    return (
+                        None
+                        if replica.node == args.node
+                        else f"pod {replica.key} is bound to node {replica.node} already"
+                    )
                 try:
                     return await self._attempt(replica, args.node)
                 except Conflict:

@@ -110,7 +110,9 @@ class Granter:
                 _LOG.warning("gpu in trouble" if text else "gpu is in order again", node=node, gpu=index, problem=text)
                 if text:
                     note = f"gpu {index}: {text}; nothing is raised on it until that is over"
-                    self._recorder.record(Reference(NODES, node), "GpuOvercommitted", note, action="Accounting", severity="Warning")
+                    self._recorder.record(
+                        Reference(NODES, node), "GpuOvercommitted", note, action="Accounting", severity="Warning"
+                    )
 
     async def _write(self, order: WriteGrant) -> None:
         replica, began_s = order.replica, self._monotonic()

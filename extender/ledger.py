@@ -212,7 +212,12 @@ class Ledger:
         # All writes were conditional on an older version: what of them does not show in this one never happens.
         pod.flight = None
         self._assumed.pop(uid, None)
-        wishes = replica.desired is not None and replica.granted is not None and replica.desired > replica.granted and not replica.ended
+        wishes = (
+            replica.desired is not None
+            and replica.granted is not None
+            and replica.desired > replica.granted
+            and not replica.ended
+        )
         pod.turn = (pod.turn or replica.version) if wishes else None
         self._place(uid)
 
@@ -324,7 +329,11 @@ class Ledger:
                 self._tell(pod, Outcome.REFUSED, why_unseated(pod.replica), orders)
 
     def _settle_card(self, account: Account, now: float, granting: bool, orders: list[Order]) -> None:
-        pods = [self._pods[uid] for uid in account.claims if uid in self._pods and self._pods[uid].replica.seat == account.seat]
+        pods = [
+            self._pods[uid]
+            for uid in account.claims
+            if uid in self._pods and self._pods[uid].replica.seat == account.seat
+        ]
         if granting:
             for pod in pods:
                 self._lower_or_repeat(pod, now, orders)

@@ -41,9 +41,14 @@ class Metrics:
             registry=registry,
         )
         self.grant_failures = Counter(
-            "sair_extender_grant_failures_total", "Grants that could not be written at the first attempt.", ("kind",), registry=registry
+            "sair_extender_grant_failures_total",
+            "Grants that could not be written at the first attempt.",
+            ("kind",),
+            registry=registry,
         )
-        self.reports = Counter("sair_extender_wishes_total", "Wishes of live pods by outcome.", ("outcome",), registry=registry)
+        self.reports = Counter(
+            "sair_extender_wishes_total", "Wishes of live pods by outcome.", ("outcome",), registry=registry
+        )
         leading = Gauge("sair_extender_granting", "1 while this extender is the one that grants.", registry=registry)
         leading.set_function(lambda: float(leads()))
         registry.register(_Cards(ledger))
@@ -58,10 +63,18 @@ class _Cards(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the ledger's gauges."""
         labels = ("node", "gpu")
-        share = GaugeMetricFamily("sair_extender_gpu_share", "Share of a GPU's time that is granted or about to be, 0 to 1.", labels=labels)
-        kept = GaugeMetricFamily("sair_extender_gpu_share_wished", "Share that waiting raises ask for beyond it.", labels=labels)
-        memory = GaugeMetricFamily("sair_extender_gpu_memory_bytes", "GPU memory that replicas are entitled to.", labels=labels)
-        troubled = GaugeMetricFamily("sair_extender_gpu_trouble", "1 while a card holds more than it has, or is gone.", labels=labels)
+        share = GaugeMetricFamily(
+            "sair_extender_gpu_share", "Share of a GPU's time that is granted or about to be, 0 to 1.", labels=labels
+        )
+        kept = GaugeMetricFamily(
+            "sair_extender_gpu_share_wished", "Share that waiting raises ask for beyond it.", labels=labels
+        )
+        memory = GaugeMetricFamily(
+            "sair_extender_gpu_memory_bytes", "GPU memory that replicas are entitled to.", labels=labels
+        )
+        troubled = GaugeMetricFamily(
+            "sair_extender_gpu_trouble", "1 while a card holds more than it has, or is gone.", labels=labels
+        )
         for account in self._ledger.accounts():
             names = (account.seat[0], str(account.seat[1]))
             share.add_metric(names, account.share_milli / MILLI_PER_GPU)

@@ -67,7 +67,9 @@ class Answers:
         need = Need.of(self._newest(parse_replica(args.pod)))
         if need is None:
             return [HostPriority(host=name, score=0) for name in names]
-        return [HostPriority(host=name, score=score(self._ledger.cards(name), need, self._headroom_milli)) for name in names]
+        return [
+            HostPriority(host=name, score=score(self._ledger.cards(name), need, self._headroom_milli)) for name in names
+        ]
 
     def _newest(self, asked: Replica) -> Replica:
         """The pod as the watch knows it, if that is newer than what the scheduler sent: its wish may have changed."""
@@ -111,7 +113,9 @@ def extender_application(answers: Answers, binder: Binder, metrics: Metrics) -> 
 
 
 @web.middleware
-async def _refuse_malformed(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+async def _refuse_malformed(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     try:
         return await handler(request)
     except WireError as error:

@@ -37,7 +37,12 @@ class Watching:
     """
 
     def __init__(
-        self, api: Api, settings: Settings, leadership: Leadership, tell: Callable[[Entry], None], monotonic: Callable[[], float]
+        self,
+        api: Api,
+        settings: Settings,
+        leadership: Leadership,
+        tell: Callable[[Entry], None],
+        monotonic: Callable[[], float],
     ) -> None:
         self._leadership = leadership
         self._tell = tell
@@ -101,7 +106,11 @@ class Watching:
             case Deleted():
                 self._tell(PodGone(change.object.uid))
             case Synced():
-                self._tell(PodsListed(frozenset(pod.uid for pod in self.pods.snapshot().values()), int(change.resource_version)))
+                self._tell(
+                    PodsListed(
+                        frozenset(pod.uid for pod in self.pods.snapshot().values()), int(change.resource_version)
+                    )
+                )
             case Malformed():
                 pass  # the reflector logs it; the last good version stays
         self._news.set()

@@ -16,7 +16,6 @@ MAX_PRIORITY = 10
 """``MaxExtenderPriority``; kube-scheduler stretches it to its own 100."""
 
 
-
 class _Message(msgspec.Struct, frozen=True, rename="pascal", kw_only=True):
     """Go field names on the wire."""
 

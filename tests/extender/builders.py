@@ -34,7 +34,9 @@ def replica(uid: str = "pod", desired: int | None = 500, **changes: Any) -> Repl
     )
 
 
-def seated(uid: str, granted: int, desired: int | None = None, *, node: str = "n", index: int = 0, **changes: Any) -> Replica:
+def seated(
+    uid: str, granted: int, desired: int | None = None, *, node: str = "n", index: int = 0, **changes: Any
+) -> Replica:
     """A replica that holds a share of a card."""
     return replica(uid, granted if desired is None else desired, granted=granted, node=node, index=index, **changes)
 
@@ -77,7 +79,9 @@ def need(milli: int = 500, memory: int = 0, stage: str = "default/vision/inferen
     return Need(milli, memory, stage)
 
 
-def raw_pod(name: str, rate: str | None = "0.5", *, memory: str | None = None, stage: str = "inference", **metadata: Any) -> dict[str, Any]:
+def raw_pod(
+    name: str, rate: str | None = "0.5", *, memory: str | None = None, stage: str = "inference", **metadata: Any
+) -> dict[str, Any]:
     """A pod as it is created, for the scheduler ``sair-scheduler``."""
     annotations = {PIPELINE: "vision", STAGE: stage}
     if rate is not None:
@@ -94,4 +98,8 @@ def raw_pod(name: str, rate: str | None = "0.5", *, memory: str | None = None, s
 
 def raw_node(name: str, gpus: int, memory_mi: int = MEMORY) -> dict[str, Any]:
     inventory = [{"memoryMi": memory_mi, "model": "H100", "uuid": f"GPU-{name}-{i}"} for i in range(gpus)]
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": {GPUS: json.dumps(inventory)} if gpus else {}}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "annotations": {GPUS: json.dumps(inventory)} if gpus else {}},
+    }

@@ -28,7 +28,9 @@ WAIT_S = 30.0
 """Bound of every wait; what is waited for happens in milliseconds."""
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]] | None = None) -> None:
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]] | None = None
+) -> None:
     """Wait until something is so."""
     try:
         async with asyncio.timeout(WAIT_S):
@@ -55,7 +57,9 @@ class Cluster:
         await self._watch.wait_synced()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._task.cancel()
         await asyncio.wait((self._task,))
         for pod in await self.api.list(PODS.path(self.namespace)):
@@ -91,7 +95,10 @@ class Cluster:
     async def pod(self, name: str, rate: str | None = "0.5", *, nodes: list[str] | None = None, **more: Any) -> Replica:
         """Create a pod; ``nodes`` restricts it to those by node affinity, as by default to this test's own."""
         raw = raw_pod(name, rate, **more)
-        terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]} for node in nodes or self.nodes]
+        terms = [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+            for node in nodes or self.nodes
+        ]
         required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
         if terms:
             raw["spec"]["affinity"] = {"nodeAffinity": required}

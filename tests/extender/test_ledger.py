@@ -122,7 +122,11 @@ def test_a_raise_that_does_not_fit_waits_and_what_is_free_is_kept_for_it() -> No
 
     orders = ledger.fold(PodSeen(wishing(pod, 500, 2)), 0.0)
 
-    assert orders == [Report(wishing(pod, 500, 2), Outcome.WAITING, "0.3 → 0.5: gpu 0 has 0.1 of the 0.2 more that it takes; kept for it")]
+    assert orders == [
+        Report(
+            wishing(pod, 500, 2), Outcome.WAITING, "0.3 → 0.5: gpu 0 has 0.1 of the 0.2 more that it takes; kept for it"
+        )
+    ]
     assert ledger.assume("new", "n", 0.0) == Refusal("gpu 0: 0 of 0.1 free (0.1 kept for waiting raises)")
 
 
@@ -152,7 +156,9 @@ def test_raises_are_served_in_the_order_of_their_wishes_even_if_a_later_one_woul
     ledger.fold(PodSeen(early), 0.0)
     orders = ledger.fold(PodSeen(late), 0.0)
 
-    assert orders == [Report(late, Outcome.WAITING, "0.3 → 0.4: gpu 0 serves the earlier wish of default/z-early first")]
+    assert orders == [
+        Report(late, Outcome.WAITING, "0.3 → 0.4: gpu 0 serves the earlier wish of default/z-early first")
+    ]
     assert [pod.uid for pod in ledger.waiting()] == ["z-early", "a-late"]
     # The neighbour goes: both fit now, the early one first.
     assert ledger.fold(PodGone("other"), 0.0) == [WriteGrant(early, GpuRate(600)), WriteGrant(late, GpuRate(400))]
@@ -238,7 +244,9 @@ def test_nothing_is_decided_before_everything_is_known_or_by_one_that_does_not_l
     ledger.fold(PodSeen(replica("a", 100)), 0.0)
     ledger.fold(NodeSeen(node_cards()), 0.0)
     ledger.fold(Granting(True), 0.0)
-    assert ledger.assume("a", "n", 0.0) == Refusal("the GPU ledger is still being rebuilt from the cluster's annotations")
+    assert ledger.assume("a", "n", 0.0) == Refusal(
+        "the GPU ledger is still being rebuilt from the cluster's annotations"
+    )
 
     ready = ready_ledger(replica("a", 100), seated("b", 100))
     ready.fold(Granting(False), 0.0)
@@ -292,7 +300,9 @@ def test_a_pod_that_another_scheduler_bound_is_reported_and_one_it_granted_count
     ledger.fold(PodSeen(seated("b", 600, version=6)), 0.0)
 
     assert orders == [
-        Report(foreign, Outcome.REFUSED, "bound to n by another scheduler: no GPU was granted, its hook holds it at 0.05")
+        Report(
+            foreign, Outcome.REFUSED, "bound to n by another scheduler: no GPU was granted, its hook holds it at 0.05"
+        )
     ]
     assert ledger.cards("n")[0].free_milli == 400
 

@@ -341,7 +341,11 @@ class Cluster(RuleBasedStateMachine):
                 self._answer(write, self._take_effect(write))
             elif self.look_ups:
                 self.look_up()
-            elif any(claim.milli and not self._is_true(uid) for account in self.ledger.accounts() for uid, claim in account.claims.items()):
+            elif any(
+                claim.milli and not self._is_true(uid)
+                for account in self.ledger.accounts()
+                for uid, claim in account.claims.items()
+            ):
                 self._wait(2 * UNRESOLVED_S)
             else:
                 break
@@ -364,7 +368,9 @@ class Cluster(RuleBasedStateMachine):
     def nothing_is_charged_without_reason(self) -> None:
         true = {(seat, pod.uid): pod.granted.milli for seat, pods in self._held() for pod in pods if pod.granted}
         charged = {
-            (account.seat, uid): claim.milli for account in self.ledger.accounts() for uid, claim in account.claims.items()
+            (account.seat, uid): claim.milli
+            for account in self.ledger.accounts()
+            for uid, claim in account.claims.items()
         }
         assert charged == true
 

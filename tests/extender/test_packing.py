@@ -54,8 +54,12 @@ cards = st.lists(
 
 
 @given(cards, st.integers(1, 1000), st.integers(0, 16_000), st.integers(0, 1000))
-def test_a_card_is_found_exactly_if_one_fits_and_then_it_fits(found: list[CardView], milli: int, memory: int, headroom: int) -> None:
-    numbered = [view(index, card.free_milli, card.free_memory_mi, stages=card.stages) for index, card in enumerate(found)]
+def test_a_card_is_found_exactly_if_one_fits_and_then_it_fits(
+    found: list[CardView], milli: int, memory: int, headroom: int
+) -> None:
+    numbered = [
+        view(index, card.free_milli, card.free_memory_mi, stages=card.stages) for index, card in enumerate(found)
+    ]
     best = choose(numbered, need(milli, memory), headroom)
 
     if best is None:

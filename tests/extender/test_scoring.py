@@ -37,7 +37,11 @@ def test_among_equals_the_fuller_node_wins() -> None:
     st.integers(1, 1000),
     st.integers(0, 1000),
 )
-def test_scores_stay_within_what_the_scheduler_accepts(cards: list[tuple[int, int, int]], milli: int, headroom: int) -> None:
-    views = [view(index, free, memory, stages={STAGE: siblings}) for index, (free, memory, siblings) in enumerate(cards)]
+def test_scores_stay_within_what_the_scheduler_accepts(
+    cards: list[tuple[int, int, int]], milli: int, headroom: int
+) -> None:
+    views = [
+        view(index, free, memory, stages={STAGE: siblings}) for index, (free, memory, siblings) in enumerate(cards)
+    ]
 
     assert 0 <= score(views, need(milli), headroom) <= 10

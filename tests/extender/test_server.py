@@ -64,7 +64,9 @@ async def test_a_bind_of_a_pod_that_is_gone_is_an_error(api: Api, cluster: Clust
         assert "404" in await scheduler.bind(pod, node) or "gone" in await scheduler.bind(pod, node)
 
 
-async def test_a_pod_that_changed_since_is_bound_as_it_is_now(api: Api, proxied: Api, proxy: ApiProxy, cluster: Cluster) -> None:
+async def test_a_pod_that_changed_since_is_bound_as_it_is_now(
+    api: Api, proxied: Api, proxy: ApiProxy, cluster: Cluster
+) -> None:
     node = await cluster.node("a", 1)
     pod = await cluster.pod("one", "0.7")
     async with extender(proxied) as scheduler:
@@ -114,7 +116,9 @@ async def test_forty_binds_at_once_fill_the_gpus_and_not_more(api: Api, cluster:
         errors = await asyncio.gather(*(scheduler.bind(pod, node) for pod in pods))
 
         assert errors.count("") == 24, errors  # three of 0.3 fit on each
-        assert {error for error in errors if error} == {"gpu 0: 0.1 of 0.3 free; gpu 1: 0.1 of 0.3 free; 6 others are no closer"}
+        assert {error for error in errors if error} == {
+            "gpu 0: 0.1 of 0.3 free; gpu 1: 0.1 of 0.3 free; 6 others are no closer"
+        }
         assert await cluster.per_gpu() == {(node, index): 900 for index in range(8)}
 
 
@@ -136,9 +140,13 @@ async def test_a_raise_and_a_lowering_of_live_pods_are_granted_and_reported(api:
     assert 'sair_extender_grant_seconds_count{direction="raise"} 1.0' in metrics
 
 
-async def test_a_raise_that_does_not_fit_waits_keeps_its_room_and_is_granted_when_a_neighbour_leaves(api: Api, cluster: Cluster) -> None:
+async def test_a_raise_that_does_not_fit_waits_keeps_its_room_and_is_granted_when_a_neighbour_leaves(
+    api: Api, cluster: Cluster
+) -> None:
     node = await cluster.node("a", 1)
-    one, two, three = [await cluster.pod(name, rate) for name, rate in (("one", "0.3"), ("two", "0.5"), ("three", "0.2"))]
+    one, two, three = [
+        await cluster.pod(name, rate) for name, rate in (("one", "0.3"), ("two", "0.5"), ("three", "0.2"))
+    ]
     async with extender(api) as scheduler:
         assert [await scheduler.bind(pod, node) for pod in (one, two)] == ["", ""]
         await cluster.wish("one", "0.6")
@@ -263,7 +271,9 @@ async def test_a_grant_whose_answer_was_lost_is_settled(
         await eventually(settled)
 
 
-async def test_nothing_is_placed_before_the_ledger_is_whole(api: Api, proxied: Api, proxy: ApiProxy, cluster: Cluster) -> None:
+async def test_nothing_is_placed_before_the_ledger_is_whole(
+    api: Api, proxied: Api, proxy: ApiProxy, cluster: Cluster
+) -> None:
     node = await cluster.node("a", 1)
     pod = await cluster.pod("one", "0.3")
     proxy.on(lambda request: request.is_list and request.path == "/api/v1/pods", Hang())
@@ -273,7 +283,10 @@ async def test_nothing_is_placed_before_the_ledger_is_whole(api: Api, proxied: A
         error = await scheduler.bind(pod, node)
         status, text = await scheduler.text("/readyz")
 
-    assert (answer["NodeNames"], answer["Error"]) == (None, "the GPU ledger is still being rebuilt from the cluster's annotations")
+    assert (answer["NodeNames"], answer["Error"]) == (
+        None,
+        "the GPU ledger is still being rebuilt from the cluster's annotations",
+    )
     assert error == answer["Error"]
     assert (status, text) == (503, "not ready: pods not listed yet\n")
 
@@ -288,7 +301,9 @@ async def test_while_the_api_server_is_away_nothing_is_bound_and_afterwards_ever
         await asyncio.to_thread(control_plane.stop)
         try:
             assert await scheduler.bind(two, node) != ""
-            assert scheduler.server.ledger.cards(node)[0].free_milli == 200  # for all it knows, that bind may have happened
+            assert (
+                scheduler.server.ledger.cards(node)[0].free_milli == 200
+            )  # for all it knows, that bind may have happened
         finally:
             await asyncio.to_thread(control_plane.start)
         assert await scheduler.bind(two, node) == ""
@@ -322,6 +337,11 @@ async def test_a_node_that_loses_a_gpu_is_reported_on_the_node_and_raises_stop(a
 async def test_a_malformed_request_is_refused(api: Api) -> None:
     async with extender(api) as scheduler, aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{scheduler.server.scheduler.port}"
-        for verb, body in (("filter", b"{"), ("filter", b'{"Pod":{"metadata":{}},"NodeNames":[]}'), ("bind", b"{}"), ("prioritize", b"[]")):
+        for verb, body in (
+            ("filter", b"{"),
+            ("filter", b'{"Pod":{"metadata":{}},"NodeNames":[]}'),
+            ("bind", b"{}"),
+            ("prioritize", b"[]"),
+        ):
             async with session.post(f"{url}/{verb}", data=body) as answer:
                 assert answer.status == 400, (verb, body)
