@@ -11,7 +11,6 @@ from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.installation import Installation
 
-
 _LONG = {"test_live_rates", "test_outages", "test_scaling"}
 """Minutes each, and of what a busy machine does to a whole cluster; `make e2e` runs them, `make test` leaves them out."""
 
