@@ -8,7 +8,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release hook-sanitize bench lock docs
-.PHONY: cluster cluster-ready cluster-up cluster-down clean
+.PHONY: demo-kubernetes cluster cluster-ready cluster-up cluster-down clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ cluster-ready: $(STAMP)-dev
 
 e2e: $(STAMP)-dev hook cluster-ready ## The tests on a real two-node cluster alone (KUBECONFIG points them at another)
 	$(BIN)/pytest tests/e2e
+
+demo-kubernetes: $(STAMP)-dev cluster-ready ## The same on a real Kubernetes on this machine (root; KEEP=1 keeps it)
+	$(BIN)/python -m tests.e2e.demo
 
 cluster-up: $(STAMP)-dev cluster-ready ## Bring up a real two-node Kubernetes on this machine (root)
 	$(BIN)/python -m tests.e2e.cluster up

@@ -68,6 +68,6 @@ def _send(client: redis.Redis, first: str, due: float) -> int:
         client.xadd(
             f"stage:{first}", {"born": repr(due), "queued": repr(due)}, maxlen=_LONGEST_STREAM, approximate=True
         )
-    except redis.ConnectionError:
+    except (redis.ConnectionError, redis.TimeoutError):
         return 0
     return 1

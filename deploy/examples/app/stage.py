@@ -76,7 +76,7 @@ def run_stage(
             if "NOGROUP" not in str(error):
                 raise
             _join(client, stream)
-        except redis.ConnectionError:
+        except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(0.2)
     with contextlib.suppress(redis.RedisError):  # the queue may be gone before its stages are
         client.xgroup_delconsumer(stream, _GROUP, consumer)

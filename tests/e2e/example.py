@@ -1,0 +1,256 @@
+"""The example pipeline under a load of the test's own, and what it cost and how late it was."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from sair.annotations import GPU_GRANTED, GPU_INDEX, GPU_RATE, STAGE
+from sair.quantities import parse_cpu
+from tests.e2e.cluster import images
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
+from tests.e2e.cluster.installation import Installation
+from tests.e2e.pods import eventually
+
+EXAMPLE = images.REPOSITORY / "deploy" / "examples" / "overlays" / "development"
+PIPELINE = "image-classification"
+STAGES = ("preprocess", "inference", "postprocess")
+_SAMPLE_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The stages' pods at one moment.
+
+    Attributes:
+        at_s: monotonic seconds.
+        cores: CPU limit of all pods together, by stage.
+        replicas: pods that run, by stage.
+        shares: what is granted to all pods together, by stage.
+        overbooked: GPUs of the cluster on which more than the whole of them is granted.
+        settings: CPU limit in cores and granted share of each pod, by uid.
+        restarts: of all containers together.
+    """
+
+    at_s: float
+    cores: Mapping[str, float]
+    replicas: Mapping[str, int]
+    shares: Mapping[str, float]
+    overbooked: tuple[str, ...]
+    settings: Mapping[str, tuple[float, str]]
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What users and the bill saw of one run. A request that was not finished counts with its age at the end."""
+
+    requests: int
+    missed: int
+    p50_s: float
+    p99_s: float
+    core_s: float
+    share_s: float
+
+    @property
+    def row(self) -> str:
+        """The figures, as a row of a Markdown table."""
+        late = f"{self.missed} ({self.missed / self.requests:.0%})"
+        return f"{self.requests} | {self.p50_s * 1000:.0f} | {self.p99_s * 1000:.0f} | {late} | {self.core_s:.0f} | {self.share_s:.1f}"
+
+
+HEADER = (
+    "| scaler | requests | P50 ms | P99 ms | later than the SLO | core-seconds | GPU-share-seconds |\n"
+    + "|---" * 7
+    + "|"
+)
+
+
+@dataclass
+class Example:
+    """The example in a namespace of its own.
+
+    Args:
+        cluster: with SAIR installed.
+        namespace: made by `deploy`.
+        trace: of the load, as the example's client reads it.
+        mode: of the pipeline.
+        cpu: CPU request and limit of each stage at the start.
+        cpu_ms: CPU time per request, by stage.
+        gpu_ms: time per request that a whole GPU takes.
+        gpu_rate: share of a GPU at the start.
+        home: node that queue and client are put on; any if empty.
+    """
+
+    cluster: Cluster
+    namespace: str
+    trace: str
+    mode: str = "auto"
+    cpu: Mapping[str, str] = field(
+        default_factory=lambda: {"preprocess": "100m", "inference": "200m", "postprocess": "100m"}
+    )
+    cpu_ms: Mapping[str, float] = field(default_factory=lambda: {"preprocess": 4, "inference": 1, "postprocess": 2})
+    gpu_ms: float = 25
+    gpu_rate: str = "0.4"
+    home: str = ""
+    samples: list[Sample] = field(default_factory=list)
+    _objects: list[dict[str, Any]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def deploy(self) -> None:
+        """Apply everything but the client and wait until it runs."""
+        installation = Installation(self.cluster, EXAMPLE)
+        installation.load_images()
+        self._objects = [self._fitted(item) for item in installation.objects]
+        self.cluster.apply([item for item in self._objects if item["metadata"]["name"] != "load"])
+        for name in ("redis", *STAGES):
+            self._kubectl("rollout", "status", f"deployment/{name}", "--timeout=90s", timeout_s=100)
+
+    def start_load(self) -> None:
+        """Let the client begin, and begin to take samples."""
+        self.cluster.apply([item for item in self._objects if item["metadata"]["name"] == "load"])
+        eventually(lambda: self.sent() > 0, 60, "the first request")
+        self._sampler = threading.Thread(target=self._watch, daemon=True)
+        self._sampler.start()
+
+    def stop_load(self) -> None:
+        """End client and sampling."""
+        self._kubectl("scale", "deployment/load", "--replicas=0")
+        self._stop.set()
+        self._sampler.join(timeout=30)
+
+    def outcome(self, slo_s: float) -> Outcome:
+        """What the run was like, up to now."""
+        now = float(self._redis("TIME").split()[0])
+        done = {born: float(queued) for born, queued in self._stream("results")}
+        latencies = sorted(done.get(born, now) - float(born) for born, _ in self._stream(f"stage:{STAGES[0]}"))
+        core_s, share_s = self._spent()
+        return Outcome(
+            requests=len(latencies),
+            missed=sum(latency > slo_s for latency in latencies),
+            p50_s=_quantile(latencies, 0.5),
+            p99_s=_quantile(latencies, 0.99),
+            core_s=core_s,
+            share_s=share_s,
+        )
+
+    def sent(self) -> int:
+        """Requests sent so far."""
+        return int(self._redis("XLEN", f"stage:{STAGES[0]}"))
+
+    def finished(self) -> int:
+        """Requests finished so far."""
+        return int(self._redis("XLEN", "results"))
+
+    def pods(self) -> list[dict[str, Any]]:
+        """The stages' pods that are not being deleted."""
+        found = json.loads(self._kubectl("get", "pods", "--output=json"))["items"]
+        return [
+            pod
+            for pod in found
+            if STAGE in pod["metadata"].get("annotations", {}) and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Status of the Pipeline object; empty before the first round."""
+        try:
+            raw: dict[str, Any] = json.loads(self._kubectl("get", "pipelines", PIPELINE, "--output=json"))
+        except ClusterError:
+            return {}
+        status: dict[str, Any] = raw.get("status", {})
+        return status
+
+    def delete(self) -> None:
+        """Remove it all; does not wait."""
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found")
+
+    def _fitted(self, item: dict[str, Any]) -> dict[str, Any]:
+        if item["kind"] == "Namespace":
+            item["metadata"]["name"] = self.namespace
+            return item
+        item["metadata"]["namespace"] = self.namespace
+        name = item["metadata"]["name"]
+        if item["kind"] == "ConfigMap":
+            item["data"] = {"trace.txt": self.trace}
+        if item["kind"] == "Deployment":
+            template = item["spec"]["template"]
+            (container,) = template["spec"]["containers"]
+            if name in STAGES:
+                template["spec"]["terminationGracePeriodSeconds"] = 5
+                template["metadata"]["annotations"]["sair.dev/mode"] = self.mode
+                container["args"].append(f"--cpu-ms={self.cpu_ms[name]:g}")
+                for amounts in container["resources"].values():
+                    amounts["cpu"] = self.cpu[name]
+            elif self.home:
+                template["spec"]["nodeSelector"] = {"kubernetes.io/hostname": self.home}
+            if name == "preprocess":
+                # It can grow by CPU only, so that a ramp shows that knob as well.
+                template["metadata"]["annotations"]["sair.dev/replicas-max"] = "1"
+            if name == "inference":
+                template["metadata"]["annotations"][GPU_RATE] = self.gpu_rate
+                container["args"].append(f"--gpu-ms={self.gpu_ms:g}")
+        return item
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                listed = json.loads(self.cluster.kubectl("get", "pods", "--all-namespaces", "--output=json"))["items"]
+            except ClusterError:
+                continue  # the API server is busy; the next sample counts for longer
+            self.samples.append(_sample(time.monotonic(), listed, self.namespace))
+            self._stop.wait(_SAMPLE_S)
+
+    def _spent(self) -> tuple[float, float]:
+        core_s = share_s = 0.0
+        for before, after in zip(self.samples, self.samples[1:], strict=False):
+            core_s += sum(before.cores.values()) * (after.at_s - before.at_s)
+            share_s += sum(before.shares.values()) * (after.at_s - before.at_s)
+        return core_s, share_s
+
+    def _stream(self, name: str) -> list[tuple[str, str]]:
+        """Fields `born` and `queued` of every entry."""
+        lines = self._redis("--raw", "XRANGE", name, "-", "+").splitlines()
+        # Identifier, then names and values by turns.
+        return [(lines[at + 2], lines[at + 4]) for at in range(0, len(lines) - 4, 5)]
+
+    def _redis(self, *command: str) -> str:
+        return self._kubectl("exec", "deployment/redis", "--", "redis-cli", *command)
+
+    def _kubectl(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        before, *rest = arguments
+        return self.cluster.kubectl(before, f"--namespace={self.namespace}", *rest, timeout_s=timeout_s)
+
+
+def _sample(now: float, listed: Sequence[Mapping[str, Any]], namespace: str) -> Sample:
+    cores, shares = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
+    replicas = dict.fromkeys(STAGES, 0)
+    granted: dict[str, Decimal] = {}
+    settings, restarts = {}, 0
+    for pod in listed:
+        annotations = pod["metadata"].get("annotations", {})
+        if pod["status"]["phase"] in ("Succeeded", "Failed"):
+            continue
+        share = annotations.get(GPU_GRANTED, "0")
+        if GPU_INDEX in annotations:
+            card = f"{pod['spec']['nodeName']}/{annotations[GPU_INDEX]}"
+            granted[card] = granted.get(card, Decimal(0)) + Decimal(share)
+        stage = annotations.get(STAGE)
+        if pod["metadata"]["namespace"] != namespace or stage not in replicas or "nodeName" not in pod["spec"]:
+            continue
+        limit = parse_cpu(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"]) / 1000
+        cores[stage] += limit
+        shares[stage] += float(share)
+        replicas[stage] += pod["status"]["phase"] == "Running"
+        settings[pod["metadata"]["uid"]] = (limit, share)
+        restarts += sum(each["restartCount"] for each in pod["status"].get("containerStatuses", []))
+    over = tuple(f"{card}: {share}" for card, share in granted.items() if share > 1)
+    return Sample(now, cores, replicas, shares, over, settings, restarts)
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float:
+    return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)]
