@@ -89,7 +89,7 @@ class PipelineLoop:
         self._writer = writer
         self._knowledge: Knowledge | None = None
         self._reflexes: list[tuple[float, Action]] = []
-        self._metrics_missing_since: float | None = None
+        self._queued: dict[str, float] = {}
 
     @property
     def knowledge(self) -> Knowledge:
@@ -150,7 +150,8 @@ class PipelineLoop:
         try:
             gauges = await self._world.gauges(self.key)
             room = await self._world.room(self.key)
-            action = rounds.react(knowledge.learned, view, gauges, room, self._tuning)
+            action = rounds.react(knowledge.learned, view, gauges, room, self._tuning, self._queued)
+            self._queued = {gauge.name: gauge.queue_depth for gauge in gauges}
             if not action:
                 return HOLD
             current = {gauge.name: gauge.allocation for gauge in gauges}

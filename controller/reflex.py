@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from controller.capacity import highest_cpu, highest_rate, misfit
 from controller.cost import effective_cost
@@ -30,14 +31,23 @@ from controller.tuning import Tuning
 __all__ = ["freeze", "queue_threshold_s", "react"]
 
 
+_NOTHING: Final[Mapping[str, float]] = {}
+
+
 def react(
-    learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], room: ClusterRoom, tuning: Tuning
+    learned: Learned,
+    view: PipelineView,
+    gauges: Sequence[StageGauge],
+    room: ClusterRoom,
+    tuning: Tuning,
+    queued_before: Mapping[str, float] = _NOTHING,
 ) -> Action:
     """Raise GPU shares or CPU where more than ``queue_threshold_s`` of a stage's work is queued.
 
     Enough is added to serve what arrives and to empty the queue within ``reflex_drain_s``, in whole steps of the grid, inside the
     stage's bounds, the cluster's room and the budget. Once one stage is alarmed, the others are raised to what enters the pipeline:
-    the queue would only move on to them.
+    the queue would only move on to them. A queue that stays where the model sees capacity enough contradicts the model and is
+    believed: the stage gets one step.
 
     Args:
         learned: For the service times; a stage never measured gets one step.
@@ -45,6 +55,7 @@ def react(
         gauges: Queues and arrivals of the last 2 s.
         room: What the cluster could still hold.
         tuning: Thresholds.
+        queued_before: Queue of each stage at the look before.
 
     Returns:
         Only rises, HOLD mostly. They are not bound to ±0.2 as a round's steps are.
@@ -68,7 +79,9 @@ def react(
     rises = []
     for (knob, rate), loud in zip(knobs, alarmed, strict=True):
         backlog = knob.queue / tuning.reflex_drain_s if loud else 0.0
-        rises.append(knob.rise_to(max(knob.arrivals_per_s, rate) + backlog))
+        rise = knob.rise_to(max(knob.arrivals_per_s, rate) + backlog)
+        stays = knob.queue >= queued_before.get(knob.stage.name, math.inf)
+        rises.append(rise or knob.one_step() if loud and stays else rise)
     return _affordable(view, current, [delta for delta in rises if delta], room, tuning)
 
 
@@ -101,11 +114,15 @@ class _Knob:
     def rise_to(self, needed_per_s: float) -> StageDelta:
         """The least rise in whole steps that serves so much, the largest there is if none does."""
         if self.curve is None:
-            return self._by(min(self.step, self.most - self.now) if needed_per_s > self.arrivals_per_s else 0)
+            return self.one_step() if needed_per_s > self.arrivals_per_s else self._by(0)
         value = self.now
         while value < self.most and self.capacity_per_s(value) < needed_per_s:
             value = min(self.most, value + self.step)
         return self._by(value - self.now)
+
+    def one_step(self) -> StageDelta:
+        """One step of the grid, less where bounds or room end before it."""
+        return self._by(min(self.step, self.most - self.now))
 
     def _by(self, amount: int) -> StageDelta:
         more = max(0, amount)

@@ -53,6 +53,12 @@ def test_a_stage_that_could_serve_its_queue_anyway_is_left_alone() -> None:
     assert react(LEARNED, VIEW, gauges({"post": 100.0}, arrivals=5.0), room(), TUNING) == HOLD
 
 
+def test_a_queue_that_stays_although_the_model_sees_capacity_enough_gets_one_step() -> None:
+    waiting = gauges({"post": 100.0}, arrivals=5.0)
+    assert react(LEARNED, VIEW, waiting, room(), TUNING, {"post": 120.0}) == HOLD
+    assert react(LEARNED, VIEW, waiting, room(), TUNING, {"post": 100.0}).on("post").cpu == 500
+
+
 def test_a_stage_never_measured_gets_one_step() -> None:
     action = react(Learned("test/chain"), VIEW, gauges({"infer": 100.0}), room(), TUNING)
     assert action.on("infer").gpu_milli == 100
