@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release hook-sanitize bench lock docs
+.PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release hook-test bench lock docs
 .PHONY: demo-kubernetes cluster cluster-ready cluster-up cluster-down clean
 
 help: ## List the targets
@@ -35,7 +35,7 @@ setup: $(STAMP)-dev ## Create .venv with everything for development
 demo: $(STAMP)-demo ## Scale a simulated pipeline end to end (no cluster, GPU or key needed)
 	@$(BIN)/sair demo
 
-test: lint type hook unit ## Everything CI runs: linters, types, the hook, all tests
+test: lint type hook hook-test unit ## Everything CI runs: linters, types, the hook, all tests
 
 lint: $(STAMP)-dev ## ruff and the layers (import-linter)
 	$(BIN)/ruff format --check .
@@ -80,6 +80,10 @@ hook: ## Build the CUDA hook and its simulated driver (gcc)
 	@command -v gcc >/dev/null || { echo "gcc is needed to build the CUDA hook: apt-get install gcc libc6-dev" >&2; exit 1; }
 	$(MAKE) -C cuda_hook all driver
 
+hook-test: $(STAMP)-dev hook ## The hook's C tests, under ASan, UBSan and TSan as well, and a short fuzz
+	$(MAKE) -C cuda_hook test-driver sanitize PYTHON=$(abspath $(BIN))/python
+	$(MAKE) -C cuda_hook fuzz FUZZ_ROUNDS=200000
+
 hook-accuracy: $(STAMP)-dev hook ## Measure the hook's accuracy on the simulated GPU; exit 1 where a bar is missed
 	$(BIN)/python -m cuda_hook.accuracy
 
@@ -88,9 +92,6 @@ hook-gpu: $(STAMP)-dev hook ## Measure the hook on this machine's real GPU
 
 hook-release: $(STAMP)-dev ## Build the hook for x86_64 and aarch64 against an old glibc
 	$(MAKE) -C cuda_hook release PYTHON=$(abspath $(BIN))/python
-
-hook-sanitize: $(STAMP)-dev ## The hook under ASan, UBSan and TSan, and the fuzzer
-	$(MAKE) -C cuda_hook sanitize fuzz PYTHON=$(abspath $(BIN))/python
 
 bench: $(STAMP)-dev ## The benchmarks, quickly
 	$(BIN)/python -m benchmarks.kube_reflector --quick

@@ -19,6 +19,7 @@ uint16_t sair_quiet_code(uint64_t random) {
 
 uint64_t sair_quiet_left(uint16_t code, uint64_t now_ns) {
     uint64_t into = now_ns % PERIOD_NS, period = now_ns / PERIOD_NS % PERIODS;
-    if (into >= SAIR_QUIET_LENGTH_NS || (code >> period & 1u) != 0) return 0;
+    uint32_t bits = code;
+    if (into >= SAIR_QUIET_LENGTH_NS || (bits >> period & 1u) != 0) return 0;
     return SAIR_QUIET_LENGTH_NS - into;
 }

@@ -31,8 +31,20 @@ static int64_t slack_of(const struct sair_batch *batch, const struct sair_interv
     return clamp(slack, 0, (int64_t)interval->span_ns);
 }
 
-/* The busy time lies in [span - slack, span]. A single launch has all its slack before it, so it cost the rest, unless the
- * thread was descheduled in between. Of many the last is still running when the next is submitted, so with little slack
+/* What lies between a start event and the launch that follows at once: the least seen lately. Taking all of a launch's slack
+ * off would be wrong: the thread may have been descheduled after the launch, while it ran. The harvester's own. */
+static int64_t usual_gap(int64_t slack) {
+    static int64_t usual = 3000;
+    if (slack > 0 && slack < usual)
+        usual = slack;
+    else
+        usual += usual / 256 + 1;
+    if (usual > LAUNCH_GAP_NS / 6) usual = LAUNCH_GAP_NS / 6;
+    return smaller(slack, usual + usual / 4);
+}
+
+/* The busy time lies in [span - slack, span]. A single launch has its slack before it, so it cost the rest, unless the
+ * thread was descheduled. Of many the last is still running when the next is submitted, so with little slack
  * the span is the cost. Otherwise the bounds only confine what was believed before. */
 static void learn(const struct sair_batch *batch, int64_t lower, int64_t span, int isolated, uint64_t now_ns) {
     struct sair_cost *cost = batch->cost;
@@ -49,7 +61,7 @@ static void learn(const struct sair_batch *batch, int64_t lower, int64_t span, i
     int is_stretched = isolated && !batch->unmeasured && lower > STRETCH_MIN_NS && lower > least + least / 8;
     if (is_stretched) SAIR_STORE(&device->gpu->stretched_ns, now_ns);
     if (count == 1 && slack <= LAUNCH_GAP_NS) {
-        sair_cost_learn(cost, lower, 1, isolated, window, now_ns);
+        sair_cost_learn(cost, span - usual_gap(slack), 1, isolated, window, now_ns);
     } else if (count > 1 && slack * 10 < span) {
         sair_cost_learn(cost, span / count, 1, isolated, window, now_ns);
     } else if (SAIR_LOAD(&cost->samples) == 0) {

@@ -66,6 +66,10 @@ struct sair_stream *sair_stream_find(CUstream handle, int per_thread) {
     return NULL;
 }
 
+int sair_stream_is_only_one(void) {
+    return SAIR_LOAD(&stream_high) <= 1;
+}
+
 static CUresult record(const struct sair_stream *stream, CUevent event) {
     const struct sair_driver *driver = sair_driver();
     if (stream->per_thread && driver->cuEventRecord_ptsz != NULL) return driver->cuEventRecord_ptsz(event, stream->handle);
@@ -114,6 +118,7 @@ void sair_batch_close(struct sair_stream *stream) {
         batch->cost = NULL;
     }
     if (SAIR_LOAD(&batch->device->in_flight) > stream->tail - SAIR_LOAD(&stream->head) + 1) batch->crowded = 1;
+    stream->last_ns = batch->estimate_ns;
     stream->ring[stream->tail % SAIR_BATCHES] = *batch;
     SAIR_STORE_RELEASE(&stream->tail, stream->tail + 1);
 }

@@ -38,6 +38,8 @@ struct sair_stream {
     uint8_t per_thread; /* submit through the _ptsz twins */
     uint8_t open;       /* batch `current` is open */
     uint8_t foreign;    /* submissions by other threads while busy was taken, since the batch opened */
+    uint8_t skipped;    /* launches not measured since the last batch */
+    int64_t last_ns;    /* predicted work of the last batch */
     CUcontext context;
     int64_t foreign_charged_ns;
     struct sair_batch current;
@@ -72,6 +74,9 @@ void sair_context_gone(CUcontext context);
 
 /* After fork, in the child. */
 void sair_streams_forget(void);
+
+/* Whether the process has used one stream only so far. */
+int sair_stream_is_only_one(void);
 
 /* Streams that are being captured into graphs. */
 void sair_capture_begins(CUstream handle, int per_thread);
