@@ -9,6 +9,8 @@ a card shrinks), at every moment and in whatever order things become known:
 * A lowering is ordered at once; the share it frees counts as free when it is written.
 * A raise is ordered if it fits. If not it waits, first come first served per card, and what it lacks is kept from new replicas.
 * A wish is nothing but a desired share that differs from the granted one, so no failure can lose it.
+
+One module, though it is a little long: every rule above holds because all of them change one state in one place.
 """
 
 from __future__ import annotations
