@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -22,6 +22,7 @@ __all__ = ["Address", "close", "connect", "parse_url", "without_password"]
 _TIMEOUT_S: Final = 2.0
 _FORMS: Final = (
     "redis://[user:password@]host[:port][/db], rediss://… for TLS, "
+    "unix://[user:password@]/path/of/socket, "
     "redis+sentinel://host:port,host:port/<master>[/db] or redis+cluster://host:port,host:port"
 )
 _KINDS: Final[Mapping[str, tuple[Literal["single", "sentinel", "cluster"], bool]]] = {
@@ -43,8 +44,10 @@ class Address:
     """A parsed URL."""
 
     kind: Literal["single", "sentinel", "cluster"]
-    hosts: tuple[tuple[str, int], ...]
+    hosts: tuple[tuple[str, int], ...] = ()
     """The server, the Sentinels, or some nodes of the cluster."""
+    socket: str = ""
+    """Path of a Unix socket; then there are no hosts."""
     tls: bool = False
     database: int = 0
     master: str = ""
@@ -78,10 +81,13 @@ def parse_url(url: str) -> Address:
         parts = urlsplit(url)
     except ValueError as error:
         raise wrong("", shown, _FORMS) from error
+    if parts.scheme == "unix":
+        return _socket(parts, shown)
     if parts.scheme not in _KINDS or not parts.netloc:
         raise wrong("", shown, _FORMS)
     kind, tls = _KINDS[parts.scheme]
     credentials, _, hosts_text = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
     hosts = []
     for each in hosts_text.split(","):
         found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?", each)
@@ -107,7 +113,6 @@ def parse_url(url: str) -> Address:
     for name in options:
         if name not in allowed:
             raise wrong("option", name, ", ".join(allowed) or "none with this scheme")
-    username, _, password = credentials.partition(":")
     return Address(
         kind=kind,
         hosts=tuple(hosts),
@@ -119,6 +124,19 @@ def parse_url(url: str) -> Address:
         files=tuple((name, options[name]) for name in _FILES if name in options),
         sentinel_username=options.get("sentinel_username"),
         sentinel_password=options.get("sentinel_password"),
+    )
+
+
+def _socket(parts: SplitResult, shown: str) -> Address:
+    credentials, _, host = parts.netloc.rpartition("@")
+    if host or len(parts.path) < 2 or parts.query:
+        raise InvalidInput("Redis URL path", shown, "unix://[user:password@]/path/of/socket")
+    username, _, password = credentials.partition(":")
+    return Address(
+        kind="single",
+        socket=unquote(parts.path),
+        username=unquote(username) or None,
+        password=unquote(password) or None,
     )
 
 
@@ -160,6 +178,8 @@ def connect(address: Address) -> redis.Redis:
             **credentials,
         )
         return cast(redis.Redis, sentinel.master_for(address.master))
+    if address.socket:
+        return redis.Redis(unix_socket_path=address.socket, **common, **credentials)
     host, port = address.hosts[0]
     return redis.Redis(host=host, port=port, db=address.database, **common, **credentials)
 

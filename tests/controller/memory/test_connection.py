@@ -202,3 +202,14 @@ async def test_a_node_of_a_cluster_that_was_flushed_is_filled_up_again(tmp_path:
         assert [e.round for e in (await store.load(PIPELINE)).experiences] == [0, 1, 2, 3]
         await store.ensure_schema()
         await store.close()
+
+
+def test_a_socket_is_a_server_too() -> None:
+    address = parse_url("unix://sair:p%40ss@/run/redis/redis.sock")
+    assert (address.socket, address.username, address.password) == ("/run/redis/redis.sock", "sair", "p@ss")
+
+
+@pytest.mark.parametrize("url", ["unix://", "unix://host/run/redis.sock", "unix:///run/redis.sock?db=1"])
+def test_a_malformed_socket_is_refused_with_the_form(url: str) -> None:
+    with pytest.raises(InvalidInput, match="path/of/socket"):
+        parse_url(url)
