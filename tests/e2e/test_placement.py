@@ -60,7 +60,7 @@ def test_more_memory_than_any_gpu_has_is_said_so(cluster: Cluster, namespace: st
     create(cluster, namespace, stage("huge", {"gpu-rate": "0.1", "gpu-memory": "80Gi"}))
     eventually(lambda: _failures(cluster, namespace) != [], 30, "a FailedScheduling event")
 
-    assert f"needs 81920Mi of GPU memory, the largest GPU has {GPU_MEMORY_MI}Mi" in _failures(cluster, namespace)[-1]
+    assert f"whose largest GPU has {GPU_MEMORY_MI}Mi of the 81920Mi needed" in _failures(cluster, namespace)[-1]
 
 
 def test_node_affinity_and_taints_are_respected(cluster: Cluster, namespace: str) -> None:

@@ -297,7 +297,8 @@ def temporary_control_plane() -> ControlPlane:
         Unavailable: a binary is missing.
     """
     for left_over in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if left_over.stat().st_uid == os.getuid() and not _owner_alive(left_over):
+        # One of this very process is in use as well: the session's, beside which a test starts another.
+        if left_over.stat().st_uid == os.getuid() and not _owner_alive(left_over, or_self=True):
             _discard(left_over)
     return ControlPlane(Path(tempfile.mkdtemp(prefix=_PREFIX)))
 
@@ -316,12 +317,12 @@ def _discard(directory: Path) -> None:
     discard(directory)
 
 
-def _owner_alive(directory: Path) -> bool:
+def _owner_alive(directory: Path, *, or_self: bool = False) -> bool:
     try:
         owner = Identity(**json.loads((directory / "owner.json").read_text()))
     except FileNotFoundError:
         return False
-    return owner.alive and owner.pid != os.getpid()
+    return owner.alive and (or_self or owner.pid != os.getpid())
 
 
 def _write_identity(path: Path, identity: Identity) -> None:
