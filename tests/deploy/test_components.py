@@ -126,6 +126,7 @@ class TestRedis:
         """A server with the manifests' configuration, and users from the init container's own script."""
         server = shutil.which("redis-server") or shutil.which("valkey-server")
         if server is None:
+            # The init container's own script needs the server it ships with on the PATH.
             pytest.skip("no redis-server to try the configuration on")
         folder = tmp_path_factory.mktemp("redis")
         pod = named("base", "StatefulSet", "sair-redis")["spec"]["template"]["spec"]
