@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest_asyncio
 
 from sair.kube.client import Api
-from tests.e2e.cluster.control_plane import ControlPlane
 from tests.fakes.api_proxy import ApiProxy
-
-
-@pytest_asyncio.fixture
-async def api(control_plane: ControlPlane) -> AsyncIterator[Api]:
-    """A client with an administrator's rights."""
-    async with await Api.from_environment(control_plane.kubeconfig) as client:
-        yield client
 
 
 @pytest_asyncio.fixture
@@ -26,20 +18,6 @@ async def namespace(api: Api) -> str:
     name = f"kube-{secrets.token_hex(4)}"
     await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
     return name
-
-
-@pytest_asyncio.fixture
-async def proxy(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[ApiProxy]:
-    """A proxy before the real API server."""
-    async with ApiProxy(control_plane.kubeconfig, tmp_path) as standing:
-        yield standing
-
-
-@pytest_asyncio.fixture
-async def proxied(proxy: ApiProxy) -> AsyncIterator[Api]:
-    """A client that speaks through the proxy."""
-    async with await Api.from_environment(proxy.kubeconfig, timeout_s=5.0) as client:
-        yield client
 
 
 @pytest_asyncio.fixture

@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -58,70 +59,78 @@ class TokenServer:
         return web.json_response({"items": [], "metadata": {}})
 
 
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Pod:
+    """A client inside a pod, and its clock."""
+
+    connection: Connection
+    api: Api
+    clock: Clock
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> TokenServer:
     return TokenServer(tmp_path)
 
 
-async def test_a_pod_uses_its_service_account_and_reads_a_rotated_token_after_a_minute(
-    server: TokenServer, tmp_path: Path
-) -> None:
+@contextlib.asynccontextmanager
+async def pod_of(server: TokenServer) -> AsyncIterator[Pod]:
+    async with server.serving():
+        clock = Clock()
+        connection = await Connection.in_cluster(server.folder, server.environment, monotonic=clock)
+        async with Api(connection) as api:
+            yield Pod(connection, api, clock)
+
+
+async def test_a_pod_uses_its_service_account_and_reads_a_rotated_token_after_a_minute(server: TokenServer) -> None:
     server.rotate("first\n")
-    now = 0.0
-    async with server.serving():
-        connection = await Connection.in_cluster(tmp_path, server.environment, monotonic=lambda: now)
-        async with Api(connection) as api:
-            await api.list(PODS.path())
-            await asyncio.to_thread(server.rotate, "second")
-            server.accepted = "first"
-            now = 59.0
-            await api.list(PODS.path())
-            server.accepted = "second"
-            now = 61.0
-            await api.list(PODS.path())
+    async with pod_of(server) as pod:
+        await pod.api.list(PODS.path())
+        await asyncio.to_thread(server.rotate, "second")
+        server.accepted = "first"
+        pod.clock.now = 59.0
+        await pod.api.list(PODS.path())
+        server.accepted = "second"
+        pod.clock.now = 61.0
+        await pod.api.list(PODS.path())
     assert server.seen == ["Bearer first", "Bearer first", "Bearer second"]
 
 
-async def test_a_token_refused_before_its_time_is_read_again_at_once(server: TokenServer, tmp_path: Path) -> None:
+async def test_a_token_refused_before_its_time_is_read_again_at_once(server: TokenServer) -> None:
     server.rotate("first")
-    now = 0.0
-    async with server.serving():
-        connection = await Connection.in_cluster(tmp_path, server.environment, monotonic=lambda: now)
-        async with Api(connection) as api:
-            await api.list(PODS.path())
-            await asyncio.to_thread(server.rotate, "second")
-            now = 20.0
-            await api.list(PODS.path())
+    async with pod_of(server) as pod:
+        await pod.api.list(PODS.path())
+        await asyncio.to_thread(server.rotate, "second")
+        pod.clock.now = 20.0
+        await pod.api.list(PODS.path())
     assert server.seen == ["Bearer first", "Bearer first", "Bearer second"]
 
 
-async def test_a_token_that_stays_refused_is_an_error_that_does_not_show_it(
-    server: TokenServer, tmp_path: Path
-) -> None:
+async def test_a_token_that_stays_refused_is_an_error_that_does_not_show_it(server: TokenServer) -> None:
     server.rotate("top-secret-token")
     server.accepted = "another"
-    now = 0.0
-    async with server.serving():
-        connection = await Connection.in_cluster(tmp_path, server.environment, monotonic=lambda: now)
-        async with Api(connection) as api:
-            now = 20.0
-            with pytest.raises(Refused, match="401 Unauthorized") as refusal:
-                await api.list(PODS.path())
-            assert "top-secret-token" not in repr(refusal.value) + repr(connection) + repr(api)
+    async with pod_of(server) as pod:
+        pod.clock.now = 20.0
+        with pytest.raises(Refused, match="401 Unauthorized") as refusal:
+            await pod.api.list(PODS.path())
+        assert "top-secret-token" not in repr(refusal.value) + repr(pod.connection) + repr(pod.api)
     assert len(server.seen) == 1
 
 
-async def test_a_token_file_that_vanishes_for_a_moment_leaves_the_token_in_use(
-    server: TokenServer, tmp_path: Path
-) -> None:
+async def test_a_token_file_that_vanishes_for_a_moment_leaves_the_token_in_use(server: TokenServer) -> None:
     server.rotate("first")
-    now = 0.0
-    async with server.serving():
-        connection = await Connection.in_cluster(tmp_path, server.environment, monotonic=lambda: now)
-        async with Api(connection) as api:
-            await asyncio.to_thread((tmp_path / "token").unlink)
-            now = 61.0
-            await api.list(PODS.path())
+    async with pod_of(server) as pod:
+        await asyncio.to_thread((server.folder / "token").unlink)
+        pod.clock.now = 61.0
+        await pod.api.list(PODS.path())
     assert server.seen == ["Bearer first"]
 
 
