@@ -78,6 +78,17 @@ def _measurements() -> list[Measurement]:
     for agent, arbiter in itertools.product((True, False), ("fifo", "rr")):
         for shapes in itertools.product(PAIR_SHAPES, repeat=2):
             found.append(_measurement("pairs", pair, *shapes, arbiter=arbiter, agent=agent))
+    short, middle, long, longest = *PAIR_SHAPES, SHAPES[4]
+    for arbiter in ("fifo", "rr"):
+        for shapes in ((longest, middle), (middle, longest), (longest, long)):
+            found.append(_measurement("pairs", pair, *shapes, arbiter=arbiter))
+        for first, second, counts in (
+            (middle, middle, (2, 1)),
+            (long, middle, (2, 1)),
+            (middle, long, (1, 4)),
+            (short, long, (4, 2)),
+        ):
+            found.append(_measurement("pairs", pair, first, second, 0, counts, arbiter=arbiter))
     for arbiter in ("fifo", "rr"):
         for bias in (-100, 100):
             found.append(_measurement("pairs", pair, *PAIR_SHAPES[:2], bias, arbiter=arbiter, agent=True))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cuda_hook.accuracy.container import Container, Starvation, finish
 from cuda_hook.accuracy.ground_truth import GroundTruth
-from cuda_hook.accuracy.ideal import error_bar, ideal_deviation
+from cuda_hook.accuracy.ideal import LONG_KERNEL_MS, error_bar, ideal_deviation, ideal_error
 from cuda_hook.accuracy.shapes import Shape
 from cuda_hook.accuracy.verdict import Figure, Verdict
 from cuda_hook.accuracy.windows import HostDelay, WindowError, settling_ms, share_error
@@ -28,6 +28,11 @@ START_TIMEOUT_S = 60.0
 SETTLE_MS = 300.0
 _TURNS = 8
 _ALONE_S = 3.0
+# Before two containers are measured: what learning takes. Without an agent that is the wait for a quiet period of one's
+# own, which processes of one container share, and for long kernels for a long one.
+_LEAD_S = 3.0
+_TURNS_LEAD_S = 8.0
+_LONG_LEAD_S = 18.0
 _SETTLE_WINDOW_MS = 500
 # A window is left out when the application waited longer for a processor than the limiter's burst can make up for.
 _STARVED_LIMIT_MS = {100: 12.0, 1000: 100.0}
@@ -232,22 +237,24 @@ def pair(
     first: Shape,
     second: Shape,
     bias_permille: int = 0,
-    *,
-    rates: tuple[float, float] = (0.3, 0.6),
+    counts: tuple[int, int] = (1, 1),
 ) -> Verdict:
-    """Two containers on one GPU; with the node agent the bar is 1.5 points, without it 3.
+    """Two containers at 0.3 and 0.6 on one GPU, of so many processes each; the bar is 1.5 points with the node agent, 3 without.
 
     With an NVML that is biased, each container first has the GPU alone for a while, because only then can the hook tell its
-    own measurement from NVML's.
+    own measurement from NVML's. Without the agent, long kernels are measured in the rare long quiet periods, so these rows
+    begin later.
     """
+    rates = (0.3, 0.6)
     gpu = bench.gpu()
     gpu.configure("nvml_bias_permille", bias_permille)
     shapes = {"a": (first, rates[0]), "b": (second, rates[1])}
     containers = []
-    for name, (shape, rate) in shapes.items():
+    for (name, (shape, rate)), count in zip(shapes.items(), counts, strict=True):
         container = bench.container(name)
         container.set_rate(rate)
-        containers.append((container, [("sair-load", shape.load)]))
+        containers.append((container, [("sair-load", shape.load)] * count))
+    processes_of = {"a": slice(0, counts[0]), "b": slice(counts[0], None)}
     with _agent(bench), _running(containers) as processes, Starvation(processes) as starvation:
         start = _await_work(gpu, list(shapes), processes)
         if bench.agent:
@@ -256,7 +263,7 @@ def pair(
         if bias_permille:
             _alone_in_turn(processes)
             start = time.monotonic_ns()
-        from_ns = start + 3_000_000_000
+        from_ns = start + int(_lead_s(bench, (first, second), counts) * 1e9)
         until_ns = from_ns + int(bench.seconds * 1e9)
         _sleep_until(until_ns)
         errors = {
@@ -264,24 +271,41 @@ def pair(
                 gpu.busy_bins(name, from_ns, until_ns),
                 rate,
                 1000,
-                starvation.bins(from_ns, until_ns, slice(index, index + 1)),
+                starvation.bins(from_ns, until_ns, processes_of[name]),
             )
-            for index, (name, (_, rate)) in enumerate(shapes.items())
+            for name, (_, rate) in shapes.items()
         }
-    bar = 1.5 if bench.agent else 3.0
+    bars = {name: 100 * _pair_bar(shape, rate, agent=bench.agent) for name, (shape, rate) in shapes.items()}
     biased = f", NVML off by {bias_permille / 10:+g} %" if bias_permille else ""
     agent = "with" if bench.agent else "without"
     return Verdict(
         f"two containers at {rates[0]} and {rates[1]}, {bench.arbiter}, {agent} the node agent{biased}",
-        f"{first.name} / {second.name}",
+        " / ".join(
+            f"{n} x {shape.name}" if n > 1 else shape.name for n, shape in zip(counts, (first, second), strict=True)
+        ),
         (
             Figure("share a", 100 * errors["a"].mean, None, "%"),
             Figure("share b", 100 * errors["b"].mean, None, "%"),
-            Figure("a, 1 s", 100 * errors["a"].mean_absolute, bar),
-            Figure("b, 1 s", 100 * errors["b"].mean_absolute, bar),
+            Figure("a, 1 s", 100 * errors["a"].mean_absolute, bars["a"]),
+            Figure("b, 1 s", 100 * errors["b"].mean_absolute, bars["b"]),
         ),
         *_least_seen(*errors.values()),
     )
+
+
+def _lead_s(bench: Bench, shapes: Sequence[Shape], counts: Sequence[int]) -> float:
+    if bench.agent:
+        return _LEAD_S
+    if any(shape.kernel_ms > LONG_KERNEL_MS[1000] for shape in shapes):
+        return _LONG_LEAD_S
+    return _TURNS_LEAD_S if max(counts) > 1 else _LEAD_S
+
+
+def _pair_bar(shape: Shape, rate: float, *, agent: bool) -> float:
+    """As a fraction of the GPU; for kernels longer than the windows resolve, the ideal limiter's error and a point are added."""
+    bar = 0.015 if agent else 0.03
+    is_long = shape.kernel_ms > LONG_KERNEL_MS[1000]
+    return bar + (ideal_error(shape.kernel_ms, rate, 1000) + 0.01 if is_long else 0.0)
 
 
 def _await_agent(containers: Sequence[Container]) -> None:

@@ -19,12 +19,19 @@ from cuda_hook.accuracy.ground_truth import BUILD
 
 __all__ = ["Container", "Starvation", "finish", "hook_library"]
 
+_SANITIZERS = ("ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS")
+
 _POLL_S = 0.02
 
 
 def hook_library() -> Path:
     """Where the hook is built."""
     return BUILD / "libsair_cuda.so"
+
+
+def _preloaded() -> str:
+    """What the loader puts first: the hook, or an instrumented build behind its sanitizer's runtime (SAIR_HOOK_PRELOAD)."""
+    return os.environ.get("SAIR_HOOK_PRELOAD", str(hook_library()))
 
 
 class Starvation:
@@ -125,9 +132,10 @@ class Container:
             "SAIR_SIMGPU_PATH": str(self.gpu),
             "SAIR_SIMGPU_TENANT": self.name,
         }
+        values |= {name: os.environ[name] for name in _SANITIZERS if name in os.environ}
         if self.hooked:
             values |= {
-                "LD_PRELOAD": str(hook_library()),
+                "LD_PRELOAD": _preloaded(),
                 "SAIR_GRANT_FILE": str(self.grant),
                 "SAIR_STATS_PATH": str(self.page),
             }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONG_KERNEL_MS", "error_bar", "ideal_deviation", "ideal_error", "worst_ideal_error"]
+__all__ = ["LONG_KERNEL_MS", "error_bar", "ideal_deviation", "ideal_error"]
 
 LONG_KERNEL_MS = {100: 6.0, 1000: 20.0}
 """Width of a window in ms → the longest kernel in ms for which its fixed bar holds."""
 
 _FIXED_BAR = {100: 0.03, 1000: 0.01}
 _PHASES = 2000
-_NEIGHBOURS = np.linspace(0.8, 1.25, 46)
-"""Rates around the granted one whose ideal error counts as well."""
 
 
 def ideal_error(kernel_ms: float, rate: float, width_ms: float) -> float:
@@ -35,9 +33,8 @@ def ideal_error(kernel_ms: float, rate: float, width_ms: float) -> float:
 
 
 def ideal_deviation(kernel_ms: float, rate: float, width_ms: float) -> float:
-    """Largest error of the perfectly periodic limiter in any one window, over the rates between 0.8 r and 1.25 r."""
-    rates = np.minimum(rate * _NEIGHBOURS, 0.99)
-    return max(float(np.max(_deviations(kernel_ms, float(near), width_ms))) for near in rates)
+    """Largest error of the perfectly periodic limiter in any one window, as a fraction of the GPU."""
+    return float(np.max(_deviations(kernel_ms, rate, width_ms)))
 
 
 def _deviations(kernel_ms: float, rate: float, width_ms: float) -> NDArray[np.float64]:
@@ -52,18 +49,11 @@ def _deviations(kernel_ms: float, rate: float, width_ms: float) -> NDArray[np.fl
     return np.abs(shares - rate)
 
 
-def worst_ideal_error(kernel_ms: float, rate: float, width_ms: float) -> float:
-    """The ideal error at the worst rate between 0.8 r and 1.25 r.
-
-    Where a window happens to hold a whole number of periods the ideal error is exactly zero (50 ms kernels at r = 0.5 in
-    windows of 100 ms), which a limiter that is off by a microsecond cannot keep; its neighbours show what is reachable.
-    """
-    rates = np.minimum(rate * _NEIGHBOURS, 0.99)
-    return max(ideal_error(kernel_ms, float(near), width_ms) for near in rates)
-
-
 def error_bar(kernel_ms: float, rate: float, width_ms: int) -> float:
-    """The bar for a window: fixed for short kernels, the ideal limiter's error and one point for long ones.
+    """The bar for a window: fixed for short kernels, for long ones the ideal limiter's error at this very rate and one point.
+
+    Where a window holds a whole number of the ideal limiter's periods its error is 0 (50 ms kernels at 0.5 in 100 ms). That
+    is taken as it is: a limiter is held to the point and not to what the ideal one would do at some other rate.
 
     Args:
         kernel_ms: Longest kernel of the load.
@@ -73,4 +63,4 @@ def error_bar(kernel_ms: float, rate: float, width_ms: int) -> float:
     fixed = _FIXED_BAR[width_ms]
     if kernel_ms <= LONG_KERNEL_MS[width_ms]:
         return fixed
-    return max(fixed, worst_ideal_error(kernel_ms, rate, width_ms) + 0.01)
+    return max(fixed, ideal_error(kernel_ms, rate, width_ms) + 0.01)

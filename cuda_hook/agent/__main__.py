@@ -150,7 +150,9 @@ async def _work(settings: AgentSettings, api: Api | None, observer: Observer, na
         group.create_task(_observe(settings, observer))
         if api is None:
             return
-        group.create_task(_announce(settings, api, observer))
+        if observer.has_nvml:
+            group.create_task(_announce(settings, api, observer))
+        # Otherwise nothing is known here, which is not the same as no GPU: an inventory that somebody wrote stays.
         pods = Reflector(api, PODS, parse_pod, field_selector=f"spec.nodeName={settings.node_name}")
         group.create_task(pods.run())
         group.create_task(_name_pods(settings, pods, names))

@@ -78,6 +78,11 @@ class Observer:
         self._identities: dict[int, Identity | None] = {}
         self.snapshot = Snapshot()
 
+    @property
+    def has_nvml(self) -> bool:
+        """Whether anybody can be asked for the cards."""
+        return self._nvml is not None
+
     def find_gpus(self) -> tuple[Gpu, ...]:
         """Ask NVML for the cards.
 

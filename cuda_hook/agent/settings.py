@@ -40,7 +40,7 @@ class AgentSettings:
     """Name of the stats page in that volume."""
 
     nvml_library: str = "libnvidia-ml.so.1"
-    """NVML, by a name the loader finds or by path. Where it is missing the node has no GPUs and only pages are read."""
+    """NVML, by a name the loader finds or by path. Where it is missing only pages are read, and the Node's inventory is left as it is."""
 
     period_ms: Annotated[int, msgspec.Meta(ge=10, le=1000)] = 100
     """Milliseconds between two looks at pages and NVML. Hooks ignore what is older than 2 s."""

@@ -27,6 +27,7 @@ from sair.errors import MetricsUnavailable
 
 __all__ = ["main"]
 
+_TENANTS_LEAD_S = 5.0
 _HERE = Path(__file__).resolve().parent
 _SHAPES = (
     ("1 ms, grid 8192, async", "kernel", 1000, 8192, False),
@@ -98,9 +99,11 @@ class Check:
         self._count += 1
         return Tenant(self._root / "pods" / f"tenant-{self._count}")
 
-    def _work(self, shape: tuple[str, str, int, int, bool], rate: float) -> list[str]:
+    def _work(self, shape: tuple[str, str, int, int, bool], rate: float, lead_s: float = 0.5) -> list[str]:
         _, kind, kernel_us, grid, sync = shape
-        return _module("worker", kind, kernel_us, grid or self._multiprocessors, int(sync), self._seconds, rate)
+        seconds = self._seconds + lead_s
+        grid = grid or self._multiprocessors
+        return _module("worker", kind, kernel_us, grid, int(sync), seconds, rate, int(lead_s * 1000))
 
     def shapes(self, rates: Sequence[float]) -> Iterator[Verdict]:
         """Every shape at every rate, alone on the GPU."""
@@ -117,14 +120,16 @@ class Check:
                 )
 
     def tenants(self) -> Iterator[Verdict]:
-        """Two containers at 0.3 and 0.6, with and without the node agent."""
+        """Two containers at 0.3 and 0.6, with and without the node agent, which takes its time to start."""
         for agent in (True, False):
             for first, second in ((2, 0), (0, 3), (0, 7)):
                 with ExitStack() as stack:
                     if agent:
                         stack.enter_context(_agent(self._root))
                     work = [(_SHAPES[first], 0.3), (_SHAPES[second], 0.6)]
-                    processes = [_start(self._work(s, r), self._tenant().environment(r)) for s, r in work]
+                    processes = [
+                        _start(self._work(s, r, _TENANTS_LEAD_S), self._tenant().environment(r)) for s, r in work
+                    ]
                     reports = [_report(process) for process in processes]
                 bar = 1.5 if agent else 3.0
                 yield Verdict(

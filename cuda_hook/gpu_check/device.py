@@ -10,24 +10,31 @@ from sair.errors import MetricsUnavailable
 
 __all__ = ["PTX", "Device", "Launch"]
 
-PTX: Final = b"""
-.version 6.0
-.target sm_60
-.address_size 64
 
-.visible .entry spin_arg(.param .u64 p_ns, .param .u64 p_stamps)
-{
+def _spinning(name: str, output: str, registers: int, body: str) -> str:
+    """PTX of a kernel whose blocks spin for p_ns, from %rd3 to %rd4 by the global timer, and then do something with it."""
+    return f"""
+.visible .entry {name}(.param .u64 p_ns, .param .u64 {output})
+{{
     .reg .pred %p<4>;
-    .reg .b32 %r<2>;
-    .reg .b64 %rd<9>;
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<{registers}>;
     ld.param.u64 %rd1, [p_ns];
-    ld.param.u64 %rd2, [p_stamps];
+    ld.param.u64 %rd2, [{output}];
     mov.u64 %rd3, %globaltimer;
 SPIN:
     mov.u64 %rd4, %globaltimer;
     sub.u64 %rd5, %rd4, %rd3;
     setp.lt.u64 %p1, %rd5, %rd1;
     @%p1 bra SPIN;
+{body}
+DONE:
+    ret;
+}}
+"""
+
+
+_TO_STAMPS = """\
     setp.eq.u64 %p2, %rd2, 0;
     @%p2 bra DONE;
     mov.u32 %r1, %tid.x;
@@ -35,24 +42,9 @@ SPIN:
     @%p3 bra DONE;
     cvta.to.global.u64 %rd6, %rd2;
     atom.global.min.u64 %rd7, [%rd6], %rd3;
-    atom.global.max.u64 %rd8, [%rd6+8], %rd4;
-DONE:
-    ret;
-}
+    atom.global.max.u64 %rd8, [%rd6+8], %rd4;"""
 
-.visible .entry spin_arg_log(.param .u64 p_ns, .param .u64 p_log)
-{
-    .reg .pred %p<3>;
-    .reg .b32 %r<4>;
-    .reg .b64 %rd<11>;
-    ld.param.u64 %rd1, [p_ns];
-    ld.param.u64 %rd2, [p_log];
-    mov.u64 %rd3, %globaltimer;
-SPIN:
-    mov.u64 %rd4, %globaltimer;
-    sub.u64 %rd5, %rd4, %rd3;
-    setp.lt.u64 %p1, %rd5, %rd1;
-    @%p1 bra SPIN;
+_TO_LOG = """\
     mov.u32 %r1, %tid.x;
     mov.u32 %r2, %ctaid.x;
     or.b32 %r3, %r1, %r2;
@@ -64,11 +56,13 @@ SPIN:
     shl.b64 %rd9, %rd8, 4;
     add.u64 %rd10, %rd6, %rd9;
     st.global.u64 [%rd10+16], %rd3;
-    st.global.u64 [%rd10+24], %rd4;
-DONE:
-    ret;
-}
-"""
+    st.global.u64 [%rd10+24], %rd4;"""
+
+PTX: Final = (
+    "\n.version 6.0\n.target sm_60\n.address_size 64\n"
+    + _spinning("spin_arg", "p_stamps", 9, _TO_STAMPS)
+    + _spinning("spin_arg_log", "p_log", 11, _TO_LOG)
+).encode()
 """In both, every block spins for p_ns by the device's own clock.
 
 spin_arg: the first and last instants of the grid go to p_stamps. spin_arg_log: block 0 appends its own two instants to a
@@ -94,6 +88,7 @@ class Device:
             self._library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise MetricsUnavailable(f"no CUDA driver on this machine: {error}") from error
+        self._functions: dict[str, Any] = {}
         self.call("cuInit", ctypes.c_uint(0))
         device = ctypes.c_int()
         self.call("cuDeviceGet", ctypes.byref(device), 0)
@@ -113,10 +108,13 @@ class Device:
         Raises:
             MetricsUnavailable: If it returns an error.
         """
-        function = self._library[name]
-        if name in _SIZES:
-            function.argtypes = _SIZES[name]
-        code = function(*arguments)
+        if name not in self._functions:
+            # Looked up once: a symbol lookup for every launch would be part of what is measured.
+            function = self._library[name]
+            if name in _SIZES:
+                function.argtypes = _SIZES[name]
+            self._functions[name] = function
+        code = self._functions[name](*arguments)
         if code != 0:
             text = ctypes.c_char_p()
             self._library.cuGetErrorName(code, ctypes.byref(text))

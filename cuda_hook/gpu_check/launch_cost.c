@@ -22,7 +22,8 @@ static int (*cuStreamCreate)(void **, unsigned);
 static int (*cuStreamSynchronize)(void *);
 static int (*cuEventCreate)(void **, unsigned);
 static int (*cuEventRecord)(void *, void *);
-static int (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
+static int (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
+                             void **, void **);
 
 static double now_ns(void) {
     struct timespec t;
@@ -42,11 +43,13 @@ int main(int argc, char **argv) {
         fprintf(stderr, "no CUDA driver: %s\n", dlerror());
         return 1;
     }
-    FIND(cuInit), FIND(cuDevicePrimaryCtxRetain), FIND(cuCtxSetCurrent), FIND(cuModuleLoadData), FIND(cuModuleGetFunction);
+    FIND(cuInit), FIND(cuDevicePrimaryCtxRetain), FIND(cuCtxSetCurrent), FIND(cuModuleLoadData),
+        FIND(cuModuleGetFunction);
     FIND(cuStreamCreate), FIND(cuStreamSynchronize), FIND(cuEventCreate), FIND(cuEventRecord), FIND(cuLaunchKernel);
     void *context, *module, *function, *stream, *events[16];
-    if (cuInit(0) || cuDevicePrimaryCtxRetain(&context, 0) || cuCtxSetCurrent(context) || cuModuleLoadData(&module, ptx) ||
-        cuModuleGetFunction(&function, module, "spin_arg") || cuStreamCreate(&stream, 1)) {
+    if (cuInit(0) || cuDevicePrimaryCtxRetain(&context, 0) || cuCtxSetCurrent(context) ||
+        cuModuleLoadData(&module, ptx) || cuModuleGetFunction(&function, module, "spin_arg") ||
+        cuStreamCreate(&stream, 1)) {
         fprintf(stderr, "the CUDA driver refused to start or to compile the kernel\n");
         return 1;
     }
@@ -60,7 +63,9 @@ int main(int argc, char **argv) {
         double from = now_ns();
         for (int i = 0; i < 512; i++, launched++) {
             if (cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, parameters, NULL)) return 1;
-            if (every > 0 && launched % every == 0 && (cuEventRecord(events[launched / every % 16], stream) || cuEventRecord(events[(launched / every + 8) % 16], stream)))
+            if (every > 0 && launched % every == 0 &&
+                (cuEventRecord(events[launched / every % 16], stream) ||
+                 cuEventRecord(events[(launched / every + 8) % 16], stream)))
                 return 1;
         }
         double took = (now_ns() - from) / 512;

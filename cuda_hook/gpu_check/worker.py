@@ -1,6 +1,6 @@
 """One tenant of the check: keeps the GPU busy in one shape and tells, from the kernels' own stamps, what share it had.
 
-    python -m cuda_hook.gpu_check.worker KIND KERNEL_US GRID SYNC SECONDS RATE
+    python -m cuda_hook.gpu_check.worker KIND KERNEL_US GRID SYNC SECONDS RATE LEAD_MS
 
 It prints one line of JSON. Stamps are the device's global timer, so the share owes nothing to the host's clocks.
 """
@@ -92,7 +92,7 @@ class _Tenant:
         return stamps[stamps[:, 1] > 0]
 
 
-def main(kind: str, kernel_us: int, grid: int, sync: bool, seconds: float, rate: float) -> None:
+def main(kind: str, kernel_us: int, grid: int, sync: bool, seconds: float, rate: float, lead_ms: int) -> None:
     device = Device()
     tenant = _Tenant(device, kind, kernel_us, grid)
     start = time.monotonic()
@@ -105,7 +105,7 @@ def main(kind: str, kernel_us: int, grid: int, sync: bool, seconds: float, rate:
     stamps = tenant.stamps()
     report: dict[str, float | int | str] = {"launches": tenant.launches, "wall_s": wall_s, "stamped": len(stamps)}
     if len(stamps) > 1:
-        busy = busy_bins(stamps)[500:]
+        busy = busy_bins(stamps)[lead_ms:]
         report["share"] = float(busy.sum()) / max(1, len(busy)) / 1e6
         for width in (100, 1000):
             report[f"error_{width}_ms"] = share_error(busy, rate, width, step_ms=width // 10).mean_absolute
@@ -113,4 +113,5 @@ def main(kind: str, kernel_us: int, grid: int, sync: bool, seconds: float, rate:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1", float(sys.argv[5]), float(sys.argv[6]))
+    _, kind_, kernel_us_, grid_, sync_, seconds_, rate_, lead_ms_ = sys.argv
+    main(kind_, int(kernel_us_), int(grid_), sync_ == "1", float(seconds_), float(rate_), int(lead_ms_))

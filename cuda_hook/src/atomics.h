@@ -11,7 +11,8 @@
 #define SAIR_SUB(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELAXED)
 #define SAIR_SWAP(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
 /* Compare and swap; on failure *expected holds the value found. */
-#define SAIR_CAS(p, expected, v) __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#define SAIR_CAS(p, expected, v)                                                                                       \
+    __atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 /* Only one thread writes this field: no locked instruction needed. */
 #define SAIR_BUMP(p, v) SAIR_STORE((p), SAIR_LOAD(p) + (v))
 

@@ -1,9 +1,9 @@
 /*
  * The budget of one GPU: a token bucket kept as one word (GCRA), the wall time at which the budget is in balance.
  *
- * A charge of c GPU-nanoseconds at rate r moves the word c/r into the future. A launch is admissible once the word is not
- * ahead of now: earlier overdraft is owed. While idle the word falls behind now, by at most the window: that much burst
- * is saved up. Pure: time and rate are arguments.
+ * A charge of c GPU-nanoseconds at rate r moves the word c/r into the future. A launch is admissible once the word is
+ * not ahead of now: earlier overdraft is owed. While idle the word falls behind now, by at most the window: that much
+ * burst is saved up. Pure: time and rate are arguments.
  */
 #ifndef SAIR_BUCKET_H
 #define SAIR_BUCKET_H
@@ -26,8 +26,8 @@ static inline int64_t sair_gpu_ns(uint64_t wall_ns, uint32_t rate_ppm) {
 /* How far the budget is overdrawn, as wall time until balance; negative while there is credit. */
 int64_t sair_bucket_ahead(const struct sair_page_gpu *gpu, uint64_t now_ns);
 
-/* Charge `cost_ns` if the budget is overdrawn by at most `tolerance_ns` of wall time. Returns 1 if charged, 0 if not, with
- * *ahead_ns telling how far it is overdrawn. */
+/* Charge `cost_ns` if the budget is overdrawn by at most `tolerance_ns` of wall time. Returns 1 if charged, 0 if not,
+ * with *ahead_ns telling how far it is overdrawn. */
 int sair_bucket_charge(struct sair_page_gpu *gpu, int64_t cost_ns, uint32_t rate_ppm, uint64_t window_ns,
                        uint64_t tolerance_ns, uint64_t now_ns, int64_t *ahead_ns);
 

@@ -26,7 +26,8 @@ void sair_capture_begins(CUstream handle, int per_thread) {
 void sair_capture_ends(CUstream handle, int per_thread) {
     for (int i = 0; i < CAPTURES; i++) {
         uint32_t used = 2;
-        if (SAIR_LOAD_ACQUIRE(&captures[i].used) != 2 || captures[i].handle != handle || captures[i].per_thread != per_thread)
+        if (SAIR_LOAD_ACQUIRE(&captures[i].used) != 2 || captures[i].handle != handle ||
+            captures[i].per_thread != per_thread)
             continue;
         if (!SAIR_CAS(&captures[i].used, &used, 0u)) continue;
         __atomic_fetch_sub(&sair_captures_active, 1u, __ATOMIC_ACQ_REL);

@@ -28,8 +28,8 @@ enum sair_grant {
 /* `lookup` is getenv or a test's stand-in. The strings it returns must outlive the configuration. */
 struct sair_config sair_config_parse(const char *(*lookup)(const char *name));
 
-/* Whole decimal number with an optional fraction, in (0, 1]; white space around it; no sign, no exponent. Finer than one
- * millionth is rounded down, but never to 0. */
+/* Whole decimal number with an optional fraction, in (0, 1]; white space around it; no sign, no exponent. Finer than
+ * one millionth is rounded down, but never to 0. */
 enum sair_grant sair_grant_parse(const char *text, size_t length, uint32_t *rate_ppm);
 
 #endif

@@ -15,12 +15,17 @@
 #define BIAS_MAX 1.4
 /* Below this the comparison is mostly NVML's resolution. */
 #define BUSY_MIN_NS (10 * (int64_t)SAIR_MS)
-/* Overlap is judged over this stretch: of two overlapping intervals the first to settle takes the whole union, so a short
- * stretch compares one's work with the other's. Nearer to 1 than the deadband is that same effect at the ends. */
+/* Overlap is judged over this stretch: of two overlapping intervals the first to settle takes the whole union, so a
+ * short stretch compares one's work with the other's. Nearer to 1 than the deadband is that same effect at the ends. */
 #define OVERLAP_NS (2000 * SAIR_MS)
 #define OVERLAP_DEADBAND 0.85
 /* Signs of other tenants count for this long. */
 #define STRETCHED_NS (5000 * SAIR_MS)
+/* Processes of one container stretch each other's launches too. That their union is longer than the sum of their costs
+ * by this factor can only be others' doing. */
+#define PEERS_RATIO 1.125
+/* A sibling that has taken no budget for this long takes no turn. */
+#define SIBLING_NS (1000 * SAIR_MS)
 #define HISTORY 256
 
 struct moment {
@@ -35,6 +40,7 @@ static struct view {
     uint32_t moments;
     uint64_t compared_sequence, from_ns, busy_ns; /* the agent's figures at the last comparison */
     double overlap;
+    uint64_t peers_seen_ns; /* when the container as a whole last showed signs of other tenants */
     uint32_t bias_steps, scale_steps; /* comparisons since the present situation began */
 } views[SAIR_DEVICES];
 
@@ -89,7 +95,8 @@ static void step(uint64_t *ppm, uint32_t *steps, double target, double low, doub
 
 /* NVML's figure over the stretch since the last comparison, against our own for the very same stretch. */
 static void compare(struct view *view, struct sair_page_gpu *gpu, const struct sair_page_agent *agent) {
-    if (view->from_ns == 0 || agent->own_busy_until_ns < view->from_ns || agent->own_busy_ns < view->busy_ns) goto restart;
+    if (view->from_ns == 0 || agent->own_busy_until_ns < view->from_ns || agent->own_busy_ns < view->busy_ns)
+        goto restart;
     if (agent->own_busy_until_ns - view->from_ns < COMPARE_NS) return;
     double estimated_from, estimated_until, measured_from, measured_until;
     if (!recall(view, view->from_ns, &estimated_from, &measured_from)) goto restart;
@@ -112,8 +119,8 @@ restart:
     view->busy_ns = agent->own_busy_ns;
 }
 
-/* Kernels of different streams or processes that ran side by side: the union of the container's spans is less than the sum
- * of its costs. Both sums are the container's, because siblings' intervals hide each other too. */
+/* Kernels of different streams or processes that ran side by side: the union of the container's spans is less than the
+ * sum of its costs. Both sums are the container's, because siblings' intervals hide each other too. */
 static void update_overlap(struct view *view, const struct moment *latest) {
     double estimated, measured;
     uint64_t from = latest->ns - OVERLAP_NS;
@@ -122,15 +129,36 @@ static void update_overlap(struct view *view, const struct moment *latest) {
     if (sum < (double)BUSY_MIN_NS) return;
     double ratio = ((double)latest->measured - measured) / sum;
     view->overlap = ratio > OVERLAP_DEADBAND ? 1 : clamp(ratio, SCALE_MIN, 1);
+    if (ratio > PEERS_RATIO) view->peers_seen_ns = latest->ns;
 }
 
-static int has_siblings(const struct sair_device *device) {
+/* How many processes of the container have used the GPU lately, this one included, and its place among them. */
+static uint32_t count_processes(const struct sair_device *device, uint64_t now_ns, uint32_t *rank) {
+    uint32_t count = 1;
+    *rank = 0;
     for (unsigned i = 0; i < SAIR_PAGE_SLOTS; i++) {
         const struct sair_page_slot *slot = &sair_process.page->slots[i];
-        uint64_t owner = SAIR_LOAD(&slot->owner);
-        if (slot != device->slot && owner >> 32 == (uint64_t)device->index + 1) return 1;
+        if (slot == device->slot || SAIR_LOAD(&slot->owner) >> 32 != (uint64_t)device->index + 1) continue;
+        if (SAIR_LOAD(&slot->last_seen_ns) + SIBLING_NS < now_ns) continue;
+        count++;
+        if (slot < device->slot) ++*rank;
     }
-    return 0;
+    return count;
+}
+
+/* Without an agent: who keeps quiet when. A process by itself tells other tenants by its stretched launches. Siblings
+ * first take turns among themselves, while what they believe of their costs may hold each other's time; once it does
+ * not, the container as a whole tells. */
+static void update_quiet(struct sair_device *device, const struct view *view, int is_told, uint64_t now_ns) {
+    uint32_t rank = 0, processes = 1, stretched = 0;
+    if (!is_told && SAIR_LOAD(&device->gpu->stretched_ns) + STRETCHED_NS > now_ns) {
+        processes = count_processes(device, now_ns, &rank);
+        stretched = processes == 1 || view->peers_seen_ns + STRETCHED_NS > now_ns;
+        if (!stretched && view->overlap >= 1) processes = 1;
+    }
+    SAIR_STORE(&device->rank, rank);
+    SAIR_STORE(&device->siblings, processes);
+    SAIR_STORE(&device->stretched, stretched);
 }
 
 static void refresh(struct sair_device *device, struct view *view, uint64_t now_ns) {
@@ -149,9 +177,7 @@ static void refresh(struct sair_device *device, struct view *view, uint64_t now_
         contended = !trusted;
         if (contended) factor = clamp((double)SAIR_LOAD(&gpu->scale_ppm) * 1e-6, SCALE_MIN, SCALE_MAX);
     }
-    /* Siblings stretch each other's launches too; alone in the container, it is other tenants. */
-    int recent = SAIR_LOAD(&gpu->stretched_ns) + STRETCHED_NS > now_ns;
-    SAIR_STORE(&device->stretched, (uint32_t)(!trusted && !contended && recent && !has_siblings(device)));
+    update_quiet(device, view, trusted || contended, now_ns);
     SAIR_STORE(&device->factor_ppm, (uint32_t)(factor * 1e6));
     SAIR_STORE(&device->contended, contended);
     SAIR_STORE(&device->trusted, trusted);

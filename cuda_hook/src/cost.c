@@ -78,7 +78,8 @@ static void learn_low(struct sair_cost *cost, int64_t ns, uint64_t window_ns, ui
     }
 }
 
-void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns, uint64_t now_ns) {
+void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns,
+                     uint64_t now_ns) {
     if (ns < 1) ns = 1;
     SAIR_STORE(&cost->learned_ns, now_ns);
     SAIR_STORE(&cost->pending_since_ns, UINT64_C(0));

@@ -27,8 +27,8 @@ struct sair_cost {
     uint64_t pending_since_ns; /* an unmeasured launch is in flight since; 0 = none */
 };
 
-static inline struct sair_key sair_key_kernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                                              unsigned bz, unsigned shared) {
+static inline struct sair_key sair_key_kernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                                              unsigned by, unsigned bz, unsigned shared) {
     return (struct sair_key){{(uint64_t)(uintptr_t)f, (uint64_t)gx << 32 | gy, (uint64_t)gz << 32 | bx,
                               (uint64_t)by << 32 | bz, shared}};
 }
@@ -46,7 +46,8 @@ void sair_cost_forget(const struct sair_key *key);
 /* One measured cost per launch. `quality` 0: slack makes it rough, the first better one replaces it. The low is that of
  * windows of `window_ns`.
  * `isolated`: nothing of ours ran beside it, so that a higher value than before is news too. One caller at a time. */
-void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns, uint64_t now_ns);
+void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns,
+                     uint64_t now_ns);
 
 /* After fork: nothing is in flight in the child. */
 void sair_cost_reset_pending(void);

@@ -1,6 +1,7 @@
 /*
- * The part of the public CUDA driver ABI that the hook and the simulated driver speak: handle types, argument structs and
- * enum values. Written from the interface's facts so that neither needs a CUDA toolkit to build. Names follow the ABI.
+ * The part of the public CUDA driver ABI that the hook and the simulated driver speak: handle types, argument structs
+ * and enum values. Written from the interface's facts so that neither needs a CUDA toolkit to build. Names follow the
+ * ABI.
  */
 #ifndef SAIR_CUDA_ABI_H
 #define SAIR_CUDA_ABI_H
@@ -171,7 +172,29 @@ enum {
     CU_AD_FORMAT_HALF = 0x10,
     CU_AD_FORMAT_FLOAT = 0x20
 };
-enum { CUDA_ARRAY3D_LAYERED = 0x01, CUDA_ARRAY3D_CUBEMAP = 0x04, CUDA_ARRAY3D_SPARSE = 0x40, CUDA_ARRAY3D_DEFERRED_MAPPING = 0x80 };
+enum {
+    CUDA_ARRAY3D_LAYERED = 0x01,
+    CUDA_ARRAY3D_CUBEMAP = 0x04,
+    CUDA_ARRAY3D_SPARSE = 0x40,
+    CUDA_ARRAY3D_DEFERRED_MAPPING = 0x80
+};
+
+/* Of CUDA 2 and 3.0. */
+typedef struct {
+    unsigned int Width;
+    unsigned int Height;
+    CUarray_format Format;
+    unsigned int NumChannels;
+} CUDA_ARRAY_DESCRIPTOR_v1;
+
+typedef struct {
+    unsigned int Width;
+    unsigned int Height;
+    unsigned int Depth;
+    CUarray_format Format;
+    unsigned int NumChannels;
+    unsigned int Flags;
+} CUDA_ARRAY3D_DESCRIPTOR_v1;
 
 typedef struct {
     size_t Width;
@@ -233,6 +256,19 @@ typedef struct {
     CUdeviceptr dptr;
 } CUDA_MEM_ALLOC_NODE_PARAMS;
 
+enum { CU_GRAPH_NODE_TYPE_MEM_ALLOC = 10 };
+
+/* Of the kinds of nodes only what is looked into. */
+typedef struct {
+    int type;
+    int reserved0[3];
+    union {
+        long long reserved1[29];
+        CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+    } of;
+    long long reserved2;
+} CUgraphNodeParams;
+
 typedef struct {
     int type;
     union {
@@ -262,6 +298,7 @@ static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "array descriptor ABI");
 static_assert(sizeof(CUmemAllocationProp) == 32, "allocation prop ABI");
 static_assert(sizeof(CUmemPoolProps) == 88, "pool props ABI");
 static_assert(sizeof(CUDA_MEM_ALLOC_NODE_PARAMS) == 120, "alloc node ABI");
+static_assert(sizeof(CUgraphNodeParams) == 256, "node ABI");
 static_assert(sizeof(CUDA_EXTERNAL_MEMORY_HANDLE_DESC) == 104, "external memory ABI");
 
 #endif

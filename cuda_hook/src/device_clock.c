@@ -35,8 +35,8 @@ static void adopt(struct sair_device_clock *clock, CUevent event, int64_t host_n
     clock->is_set = 1;
 }
 
-int sair_device_clock_map(struct sair_device_clock *clock, CUevent start, CUevent end, uint64_t span_ns, uint64_t opened_ns,
-                          uint64_t seen_ns, uint64_t *until_ns, int *adopted, CUevent *released) {
+int sair_device_clock_map(struct sair_device_clock *clock, CUevent start, CUevent end, uint64_t span_ns,
+                          uint64_t opened_ns, uint64_t seen_ns, uint64_t *until_ns, int *adopted, CUevent *released) {
     *adopted = 0;
     *released = NULL;
     if (!clock->is_set) {

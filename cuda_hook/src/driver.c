@@ -54,8 +54,10 @@ const struct sair_driver *sair_driver_resolve(void) {
     struct sair_driver *driver = calloc(1, sizeof *driver);
     if (driver == NULL) return NULL;
     for (size_t i = 0; i < SAIR_HOOK_COUNT; i++) look_up(driver, library, hooks[i].symbol, hooks[i].original);
-    for (size_t i = 0; i < sizeof uses / sizeof uses[0]; i++) look_up(driver, library, uses[i].symbol, uses[i].original);
-    if (!__atomic_compare_exchange_n(&sair_driver_published, &published, driver, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+    for (size_t i = 0; i < sizeof uses / sizeof uses[0]; i++)
+        look_up(driver, library, uses[i].symbol, uses[i].original);
+    if (!__atomic_compare_exchange_n(&sair_driver_published, &published, driver, 0, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE)) {
         free(driver);
         return published;
     }

@@ -17,12 +17,14 @@ enum sair_hook_index {
 };
 
 /* Prototypes of the hooks: the definitions are what the host program calls. */
-#define SAIR_HOOK(symbol, base, since, streams, params, args) __attribute__((visibility("default"))) CUresult symbol params;
+#define SAIR_HOOK(symbol, base, since, streams, params, args)                                                          \
+    __attribute__((visibility("default"))) CUresult symbol params;
 #include "hooks.def"
 
 extern const struct sair_driver *sair_driver_published;
 
-/* Resolve the driver if it is loaded; NULL while it is not. Safe from any thread, also while the loader's lock is held. */
+/* Resolve the driver if it is loaded; NULL while it is not. Safe from any thread, also while the loader's lock is held.
+ */
 const struct sair_driver *sair_driver_resolve(void);
 
 static inline const struct sair_driver *sair_driver(void) {

@@ -49,8 +49,8 @@ static uint32_t count_symbols(const struct dynamic *d) {
     return last + 1;
 }
 
-/* No function of the C library is called here: the first dlsym of a process may come from a sanitizer's start-up, when the
- * functions that it intercepts, string comparison among them, are not usable yet. */
+/* No function of the C library is called here: the first dlsym of a process may come from a sanitizer's start-up, when
+ * the functions that it intercepts, string comparison among them, are not usable yet. */
 static int is_equal(const char *a, const char *b) {
     while (*a != '\0' && *a == *b) a++, b++;
     return *a == *b;

@@ -1,7 +1,7 @@
 /*
- * Whose turn is it among the processes of a container? Start-time fair queueing: each has a virtual time that advances by
- * the budget it takes; of those waiting, the one furthest behind goes first. Without it, GPU time is shared in proportion
- * to the length of kernels.
+ * Whose turn is it among the processes of a container? Start-time fair queueing: each has a virtual time that advances
+ * by the budget it takes; of those waiting, the one furthest behind goes first. Without it, GPU time is shared in
+ * proportion to the length of kernels.
  */
 #ifndef SAIR_FAIR_H
 #define SAIR_FAIR_H

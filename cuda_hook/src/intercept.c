@@ -56,8 +56,8 @@ static int is_candidate(const char *name) {
     return strncmp(name, "nvml", 4) == 0 && sair_nvml_hook_named(name) != NULL;
 }
 
-/* With RTLD_DEFAULT or RTLD_NEXT the search would find our own export even where no driver is loaded; what comes after us
- * counts, and if nothing does, the answer is "not found" (dlerror is set by the search). */
+/* With RTLD_DEFAULT or RTLD_NEXT the search would find our own export even where no driver is loaded; what comes after
+ * us counts, and if nothing does, the answer is "not found" (dlerror is set by the search). */
 #define NOT_FOUND ((void *)1)
 
 static void *answer(void *handle, const char *name, void *real) {
@@ -78,7 +78,8 @@ __attribute__((visibility("hidden"), used)) void *sair_dlsym_answer(void *handle
     return answer(handle, name, sair_next_dlsym(search_past_us(handle), name));
 }
 
-__attribute__((visibility("hidden"), used)) void *sair_dlvsym_answer(void *handle, const char *name, const char *version) {
+__attribute__((visibility("hidden"), used)) void *sair_dlvsym_answer(void *handle, const char *name,
+                                                                     const char *version) {
     find_originals();
     if (!is_candidate(name)) return NULL;
     return answer(handle, name, sair_next_dlvsym(search_past_us(handle), name, version));
@@ -139,9 +140,9 @@ __attribute__((visibility("hidden"), used)) void *sair_dlvsym_answer(void *handl
 TRAMPOLINE("dlsym", "sair_dlsym_answer", "sair_next_dlsym");
 TRAMPOLINE("dlvsym", "sair_dlvsym_answer", "sair_next_dlvsym");
 
-/* The driver's answer is a function of name, version and flags; where it is one that we replace, the hook before that very
- * function is the right ABI and the right default-stream twin. A driver may answer with an address that it does not
- * export; then name, version and flags decide. */
+/* The driver's answer is a function of name, version and flags; where it is one that we replace, the hook before that
+ * very function is the right ABI and the right default-stream twin. A driver may answer with an address that it does
+ * not export; then name, version and flags decide. */
 static void substitute(const char *name, void **pfn, int version, cuuint64_t flags) {
     if (name == NULL || pfn == NULL || *pfn == NULL || sair_is_hook(*pfn)) return;
     void *hook = sair_hook_before(*pfn);

@@ -15,7 +15,8 @@ static inline int wants_limit(void) {
         if (__builtin_expect(!wants_limit(), 1)) return real call;                                                     \
         struct sair_launch launch;                                                                                     \
         struct sair_key key = key_value;                                                                               \
-        sair_limit_begin(&launch, &key, stream, per_thread, is_graph);                                                 \
+        sair_limit_charge(&launch, &key, stream, per_thread, is_graph);                                                \
+        sair_limit_measure(&launch, stream, per_thread);                                                               \
         CUresult result = real call;                                                                                   \
         sair_limit_end(&launch, result);                                                                               \
         return result;                                                                                                 \
@@ -60,17 +61,39 @@ CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction f, void 
     LIMITED(real, (config, f, params, extra), config_key(config, f), config->hStream, 1, 0);
 }
 
-/* One launch on several devices. The streams' contexts differ from the current one, so each part is charged with that
- * context current; the parts are not measured one by one, because they must be submitted in a single call. */
+/* Make the stream's context current for as long as its part of a launch is dealt with. Returns whether to leave it. */
+static int enter(CUstream stream) {
+    const struct sair_driver *driver = sair_driver();
+    CUcontext context = NULL;
+    if (driver->cuStreamGetCtx == NULL || driver->cuCtxPushCurrent_v2 == NULL || driver->cuCtxPopCurrent_v2 == NULL)
+        return 0;
+    if (driver->cuStreamGetCtx(stream, &context) != CUDA_SUCCESS) return 0;
+    return driver->cuCtxPushCurrent_v2(context) == CUDA_SUCCESS;
+}
+
+static void leave(int was_entered) {
+    CUcontext context;
+    if (was_entered) (void)sair_driver()->cuCtxPopCurrent_v2(&context);
+}
+
+/* One launch on several devices, submitted in a single call: first all parts are charged, each to its own device,
+ * because that may sleep; then their batches are opened. */
 CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned count, unsigned flags) {
     CUresult (*real)(CUDA_LAUNCH_PARAMS *, unsigned, unsigned) = SAIR_REAL(cuLaunchCooperativeKernelMultiDevice);
     if (!wants_limit() || list == NULL || count == 0 || count > SAIR_DEVICES) return real(list, count, flags);
     struct sair_launch launches[SAIR_DEVICES];
     for (unsigned i = 0; i < count; i++) {
         const CUDA_LAUNCH_PARAMS *p = &list[i];
-        struct sair_key key = sair_key_kernel(p->function, p->gridDimX, p->gridDimY, p->gridDimZ, p->blockDimX, p->blockDimY,
-                                              p->blockDimZ, p->sharedMemBytes);
-        sair_limit_begin(&launches[i], &key, p->hStream, 0, 0);
+        struct sair_key key = sair_key_kernel(p->function, p->gridDimX, p->gridDimY, p->gridDimZ, p->blockDimX,
+                                              p->blockDimY, p->blockDimZ, p->sharedMemBytes);
+        int was_entered = enter(p->hStream);
+        sair_limit_charge(&launches[i], &key, p->hStream, 0, 0);
+        leave(was_entered);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        int was_entered = enter(list[i].hStream);
+        sair_limit_measure(&launches[i], list[i].hStream, 0);
+        leave(was_entered);
     }
     CUresult result = real(list, count, flags);
     for (unsigned i = count; i > 0; i--) sair_limit_end(&launches[i - 1], result);
@@ -90,8 +113,8 @@ CUresult cuLaunchGrid(CUfunction f, int width, int height) {
 
 CUresult cuLaunchGridAsync(CUfunction f, int width, int height, CUstream stream) {
     CUresult (*real)(CUfunction, int, int, CUstream) = SAIR_REAL(cuLaunchGridAsync);
-    LIMITED(real, (f, width, height, stream), sair_key_kernel(f, (unsigned)width, (unsigned)height, 1, 0, 0, 0, 0), stream,
-            0, 0);
+    LIMITED(real, (f, width, height, stream), sair_key_kernel(f, (unsigned)width, (unsigned)height, 1, 0, 0, 0, 0),
+            stream, 0, 0);
 }
 
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
@@ -127,7 +150,8 @@ CUresult cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node, cons
     return forget(exec, SAIR_REAL(cuGraphExecKernelNodeSetParams)(exec, node, params));
 }
 
-CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                           const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
     return forget(exec, SAIR_REAL(cuGraphExecKernelNodeSetParams_v2)(exec, node, params));
 }
 

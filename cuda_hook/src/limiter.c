@@ -29,11 +29,17 @@
 #define SHORT_BATCH_NS INT64_C(100000)
 #define MEASURED_OF_SHORT 8u
 #define DRAIN_MIN_NS (2 * (int64_t)SAIR_MS)
+/* Overdraft with which a launch may use a long quiet period: what is owed for one of its kind that was overcharged. */
+#define OPENING_CREDIT_NS (500 * SAIR_MS)
 
 static void sleep_ns(uint64_t ns) {
     struct timespec left = {(time_t)(ns / UINT64_C(1000000000)), (long)(ns % UINT64_C(1000000000))};
     while (nanosleep(&left, &left) != 0 && errno == EINTR) {
     }
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
 }
 
 static int64_t undisturbed(const struct sair_device *device, const struct sair_cost *cost) {
@@ -63,49 +69,87 @@ static int has_room(const struct sair_device *device, int64_t charge, uint64_t w
     return outstanding <= 0 || outstanding + charge <= bound || waited_ns > DRAIN_MAX_NS;
 }
 
-static int try_charge(struct sair_device *device, int64_t chunk, int64_t charge, uint64_t tolerance_ns, uint64_t now,
-                      uint64_t waited_ns, int64_t *ahead) {
-    uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
-    uint64_t window = sair_process.config.window_ns + SAIR_LOAD(&device->gpu->queue_to_done_ns);
-    if (SAIR_LOAD(&device->stretched)) {
-        /* Quiet time is not lost budget. */
-        window += SAIR_QUIET_LENGTH_NS;
-        *ahead = (int64_t)sair_quiet_left((uint16_t)SAIR_LOAD(&sair_process.page->header.quiet_code), now);
-        if (*ahead > 0) return 0;
-    }
-    *ahead = sair_bucket_ahead(device->gpu, now);
-    if (*ahead > (int64_t)tolerance_ns) return 0;
-    if (!has_room(device, charge, waited_ns) || !sair_fair_turn(device, *ahead, now)) return 0;
-    return sair_bucket_charge(device->gpu, chunk, rate, window, tolerance_ns, now, ahead);
+/* A request for budget. */
+struct request {
+    struct sair_device *device;
+    int64_t chunk_ns;     /* to be taken */
+    int64_t charge_ns;    /* of which the launch at hand costs so much */
+    uint64_t started_ns;
+    int64_t ahead_ns;     /* wall time after which the next try makes sense */
+    uint64_t opens_in_ns; /* until it may go ahead of its budget, see quiet.h */
+    int is_held;          /* by a quiet period */
+};
+
+/* Beside tenants of whom no agent tells, containers and their processes take turns. */
+static int is_taking_turns(const struct sair_device *device) {
+    return SAIR_LOAD(&device->stretched) || SAIR_LOAD(&device->siblings) > 1;
 }
 
-static void wait_for_budget(struct sair_device *device, int64_t chunk, int64_t charge, uint64_t started, int64_t ahead) {
-    uint64_t now = started;
+static void ask_quiet(struct request *request, uint64_t now) {
+    const struct sair_device *device = request->device;
+    struct sair_quiet who = {
+        .seed = SAIR_LOAD(&sair_process.page->header.quiet_seed),
+        .is_kept = SAIR_LOAD(&device->stretched) != 0,
+        .processes = SAIR_LOAD(&device->siblings),
+        .rank = SAIR_LOAD(&device->rank),
+        .predicted_ns = (uint64_t)(2 * request->charge_ns),
+    };
+    request->ahead_ns = (int64_t)sair_quiet_left(&who, now);
+    request->is_held = request->ahead_ns > 0;
+    request->opens_in_ns = sair_quiet_opens_in(&who, now);
+}
+
+static int try_charge(struct request *request, uint64_t tolerance_ns, uint64_t now) {
+    struct sair_device *device = request->device;
+    uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
+    uint64_t window = sair_process.config.window_ns + SAIR_LOAD(&device->gpu->queue_to_done_ns);
+    request->is_held = 0;
+    request->opens_in_ns = UINT64_MAX;
+    if (is_taking_turns(device)) {
+        /* Quiet time is not lost budget. */
+        window += SAIR_QUIET_LONG_NS;
+        ask_quiet(request, now);
+        if (request->is_held) return 0;
+        if (request->opens_in_ns == 0) tolerance_ns = OPENING_CREDIT_NS;
+    }
+    request->ahead_ns = sair_bucket_ahead(device->gpu, now);
+    if (request->ahead_ns > (int64_t)tolerance_ns) return 0;
+    if (!has_room(device, request->charge_ns, now - request->started_ns)) return 0;
+    if (!sair_fair_turn(device, request->ahead_ns, now)) return 0;
+    return sair_bucket_charge(device->gpu, request->chunk_ns, rate, window, tolerance_ns, now, &request->ahead_ns);
+}
+
+static uint64_t wait_for_budget(struct request *request) {
+    struct sair_device *device = request->device;
+    uint64_t now = request->started_ns;
     sair_streams_close_batches();
-    sair_fair_wait_begins(device, started);
+    sair_fair_wait_begins(device, now);
     do {
-        uint64_t pause = POLL_NS;
-        if (ahead > 0) pause = (uint64_t)ahead < SLICE_NS ? (uint64_t)ahead : SLICE_NS;
-        sleep_ns(pause);
+        uint64_t pause = request->ahead_ns > 0 ? smaller((uint64_t)request->ahead_ns, SLICE_NS) : POLL_NS;
+        sleep_ns(request->opens_in_ns > 0 ? smaller(pause, request->opens_in_ns) : pause);
         now = look(device);
-        sair_fair_wait_goes_on(device, now);
+        /* Who is held back keeps nobody else waiting. */
+        if (request->is_held)
+            sair_fair_wait_ends(device);
+        else
+            sair_fair_wait_goes_on(device, now);
         if (SAIR_LOAD(&sair_process.mode) != SAIR_MODE_LIMIT) break;
-    } while (!try_charge(device, chunk, charge, 0, now, now - started, &ahead));
+    } while (!try_charge(request, 0, now));
     sair_fair_wait_ends(device);
-    SAIR_ADD(&device->slot->throttled_ns, now - started);
+    SAIR_ADD(&device->slot->throttled_ns, now - request->started_ns);
+    return now;
 }
 
 /* The lease is spent: take the next one, large enough for `charge`, which is spent at once. */
 static void renew(struct sair_device *device, int64_t charge) {
     static uint64_t probed_ns;
-    uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
-    int64_t lease = sair_gpu_ns(sair_process.config.window_ns, rate) / 4;
+    int64_t lease = sair_gpu_ns(sair_process.config.window_ns, SAIR_LOAD(&sair_process.rate_ppm)) / 4;
     if (lease > LEASE_NS) lease = LEASE_NS;
-    int64_t chunk = charge > lease ? charge : lease, ahead;
+    int64_t chunk = charge > lease ? charge : lease;
     uint64_t now = look(device);
+    struct request request = {.device = device, .chunk_ns = chunk, .charge_ns = charge, .started_ns = now};
     sair_fair_arrive(device);
-    if (!try_charge(device, chunk, charge, TOLERANCE_NS, now, 0, &ahead))
-        wait_for_budget(device, chunk, charge, now, ahead);
+    if (!try_charge(&request, TOLERANCE_NS, now)) now = wait_for_budget(&request);
     sair_fair_serve(device, chunk);
     if (chunk > charge) SAIR_ADD(&device->slot->lease_ns, chunk - charge);
     SAIR_STORE(&device->slot->last_seen_ns, now);
@@ -140,18 +184,20 @@ static int is_probe(struct sair_device *device, const struct sair_cost *cost) {
     return 1;
 }
 
-/* A program that waits for the device after every few short kernels would pay for two events each time. Of what is known
- * and short, one in a few is measured; the rest stands as predicted. Not beside other streams, whose batches have to know
- * what ran beside them. */
+/* A program that waits for the device after every few short kernels would pay for two events each time. Of what is
+ * known and short, one in a few is measured; the rest stands as predicted. Not beside other streams, whose batches have
+ * to know what ran beside them. */
 static int is_skipped(struct sair_stream *stream, int alone) {
-    if (alone || stream->open || !sair_stream_is_only_one() || stream->last_ns == 0 || stream->last_ns >= SHORT_BATCH_NS) return 0;
+    if (alone || stream->open || !sair_stream_is_only_one() || stream->last_ns == 0 ||
+        stream->last_ns >= SHORT_BATCH_NS)
+        return 0;
     if (++stream->skipped < MEASURED_OF_SHORT) return 1;
     stream->skipped = 0;
     return 0;
 }
 
 /* Put the launch into a batch of its stream. Caller holds the stream. */
-static void join_batch(struct sair_launch *launch, int alone, int unmeasured) {
+static void join_batch(struct sair_launch *launch, int alone) {
     struct sair_stream *stream = launch->stream;
     if (stream->open && (alone || stream->current.device != launch->device)) sair_batch_close(stream);
     if (!stream->open) {
@@ -164,16 +210,18 @@ static void join_batch(struct sair_launch *launch, int alone, int unmeasured) {
     }
     struct sair_batch *batch = &stream->current;
     if (batch->cost != launch->cost) batch->cost = NULL;
-    batch->unmeasured |= (uint8_t)unmeasured;
+    batch->unmeasured |= (uint8_t)launch->is_unmeasured;
     batch->launches++;
     batch->charged_ns += launch->charged_ns;
     batch->estimate_ns += launch->estimate_ns;
     launch->close_after = alone || batch->estimate_ns >= BATCH_NS || batch->launches >= BATCH_LAUNCHES;
     SAIR_ADD(&launch->device->slot->outstanding_ns, launch->charged_ns);
-    if (unmeasured && launch->cost != NULL) SAIR_STORE(&launch->cost->pending_since_ns, batch->opened_ns);
+    if (launch->is_unmeasured && launch->cost != NULL)
+        SAIR_STORE(&launch->cost->pending_since_ns, batch->opened_ns);
 }
 
-void sair_limit_begin(struct sair_launch *launch, const struct sair_key *key, CUstream handle, int per_thread, int is_graph) {
+void sair_limit_charge(struct sair_launch *launch, const struct sair_key *key, CUstream handle, int per_thread,
+                       int is_graph) {
     launch->device = NULL;
     launch->stream = NULL;
     if (sair_stream_is_capturing(handle, per_thread)) return;
@@ -195,20 +243,25 @@ void sair_limit_begin(struct sair_launch *launch, const struct sair_key *key, CU
     }
     if (!unmeasured) estimate = undisturbed(device, cost);
     int64_t charge = scaled(device, estimate);
+    launch->is_unmeasured = unmeasured;
     launch->estimate_ns = estimate;
     launch->charged_ns = charge;
     if (__builtin_expect(SAIR_SUB(&device->slot->lease_ns, charge) < charge, 0)) {
         SAIR_ADD(&device->slot->lease_ns, charge);
         renew(device, charge);
     }
+}
+
+void sair_limit_measure(struct sair_launch *launch, CUstream handle, int per_thread) {
+    if (launch->device == NULL) return;
     struct sair_stream *stream = sair_stream_find(handle, per_thread);
     if (stream == NULL) return;
     if (!sair_stream_try(stream)) {
-        if (SAIR_LOAD(&stream->open)) SAIR_ADD(&stream->foreign_charged_ns, charge);
+        if (SAIR_LOAD(&stream->open)) SAIR_ADD(&stream->foreign_charged_ns, launch->charged_ns);
         return;
     }
     launch->stream = stream;
-    join_batch(launch, unmeasured || is_probe(device, cost), unmeasured);
+    join_batch(launch, launch->is_unmeasured || is_probe(launch->device, launch->cost));
 }
 
 void sair_limit_end(struct sair_launch *launch, CUresult result) {

@@ -10,11 +10,16 @@ struct sair_launch {
     struct sair_stream *stream; /* held until the launch is submitted; NULL: not measured */
     struct sair_cost *cost;
     int64_t charged_ns, estimate_ns;
+    int is_unmeasured; /* its cost is not known yet */
     int close_after;
 };
 
-/* Charge a launch of `key` on that stream, sleeping until it is admissible. `is_graph` only counts. */
-void sair_limit_begin(struct sair_launch *launch, const struct sair_key *key, CUstream stream, int per_thread, int is_graph);
+/* Charge a launch of `key` on that stream to the current context's GPU, sleeping until it is admissible. `is_graph`
+ * only counts. */
+void sair_limit_charge(struct sair_launch *launch, const struct sair_key *key, CUstream stream, int per_thread,
+                       int is_graph);
+/* Just before it is submitted: put it into a batch of its stream. */
+void sair_limit_measure(struct sair_launch *launch, CUstream stream, int per_thread);
 /* It was submitted, with this result. */
 void sair_limit_end(struct sair_launch *launch, CUresult result);
 

@@ -105,6 +105,17 @@ void sair_memory_cancel(struct sair_reservation *reservation) {
     if (reservation->device != NULL) subtract(reservation->device, reservation->bytes);
 }
 
+/* The context with which an allocation made now dies; NULL: it is freed one by one. Physical allocations and external
+ * memory belong to the process, pools to the device, which is reset with its primary context. */
+static CUcontext context_of(enum sair_memory_kind kind) {
+    CUcontext context = NULL;
+    const struct sair_driver *driver = sair_driver();
+    if (kind == SAIR_MEMORY_HANDLE || kind == SAIR_MEMORY_EXTERNAL) return NULL;
+    if (driver == NULL || driver->cuCtxGetCurrent == NULL) return NULL;
+    (void)driver->cuCtxGetCurrent(&context);
+    return kind != SAIR_MEMORY_ASYNC || sair_context_is_primary(context) ? context : NULL;
+}
+
 void sair_memory_keep(struct sair_reservation *reservation, enum sair_memory_kind kind, uint64_t handle) {
     if (reservation->device == NULL) return;
     struct sair_memory_record *allocation = calloc(1, sizeof *allocation);
@@ -115,10 +126,7 @@ void sair_memory_keep(struct sair_reservation *reservation, enum sair_memory_kin
     allocation->bytes = reservation->bytes;
     allocation->kind = kind;
     allocation->references = 1;
-    const struct sair_driver *driver = sair_driver();
-    /* Physical allocations and external memory belong to the process, not to a context. */
-    if (kind != SAIR_MEMORY_HANDLE && driver != NULL && driver->cuCtxGetCurrent != NULL)
-        (void)driver->cuCtxGetCurrent(&allocation->context);
+    allocation->context = context_of(kind);
     pthread_mutex_lock(&table_lock);
     struct sair_memory_record **bucket = bucket_of(kind, handle);
     allocation->next = *bucket;
@@ -223,6 +231,7 @@ void sair_memory_context_gone(CUcontext context) {
 void sair_memory_forget(void) {
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     table_lock = fresh;
-    /* The records are the parent's; the few bytes are not worth walking lists that a thread may have left half-written. */
+    /* The records are the parent's; the few bytes are not worth walking lists that a thread may have left half-written.
+     */
     memset(table, 0, sizeof table);
 }

@@ -28,9 +28,9 @@ void sair_memory_cancel(struct sair_reservation *reservation);
 void sair_memory_keep(struct sair_reservation *reservation, enum sair_memory_kind kind, uint64_t handle);
 /* One more reference to a kept allocation. */
 void sair_memory_retain(enum sair_memory_kind kind, uint64_t handle);
-/* Freeing takes two steps around the driver's call: the record is taken out before it (afterwards the handle may already
- * belong to another thread's allocation) and refunded after it (before it the memory is still held). NULL: no such
- * record, or other references remain. */
+/* Freeing takes two steps around the driver's call: the record is taken out before it (afterwards the handle may
+ * already belong to another thread's allocation) and refunded after it (before it the memory is still held). NULL: no
+ * such record, or other references remain. */
 struct sair_memory_record *sair_memory_detach(enum sair_memory_kind kind, uint64_t handle);
 /* `was_freed` 0: the driver refused, the record goes back. NULL does nothing. */
 void sair_memory_settle(struct sair_memory_record *record, int was_freed);
@@ -38,6 +38,8 @@ void sair_memory_settle(struct sair_memory_record *record, int was_freed);
 void sair_memory_map(uint64_t address, uint64_t bytes, uint64_t handle);
 void sair_memory_unmap(uint64_t address, uint64_t bytes);
 
+/* Whether it is the primary context of a device; in stream_hooks.c. */
+int sair_context_is_primary(CUcontext context);
 /* Everything allocated with that context current is gone with it. */
 void sair_memory_context_gone(CUcontext context);
 /* After fork, in the child: it holds nothing. */

@@ -1,5 +1,6 @@
 /* Every way to device memory, and the queries that report it. */
 #include "memory.h"
+#include "stream.h"
 
 #define ALIGNMENT UINT64_C(512)
 #define PITCH_ALIGNMENT UINT64_C(512)
@@ -88,7 +89,9 @@ CUresult cuMemFree_v2(CUdeviceptr ptr) {
     FREE_ADDRESS(ptr, real(ptr));
 }
 
-#define ASYNC_HOOKS(twin)                                                                                              \
+/* What is freed while its stream is being captured becomes a node that frees whenever the graph runs: its allocation
+ * stays counted, as that of an allocating node does. */
+#define ASYNC_HOOKS(twin, per_thread)                                                                                  \
     CUresult cuMemAllocAsync##twin(CUdeviceptr *ptr, size_t bytes, CUstream stream) {                                  \
         CUresult (*real)(CUdeviceptr *, size_t, CUstream) = SAIR_REAL(cuMemAllocAsync##twin);                          \
         ALLOCATE(round_up(bytes, ALIGNMENT), -1, real(ptr, bytes, stream), SAIR_MEMORY_ASYNC, *ptr);                   \
@@ -99,11 +102,12 @@ CUresult cuMemFree_v2(CUdeviceptr ptr) {
     }                                                                                                                  \
     CUresult cuMemFreeAsync##twin(CUdeviceptr ptr, CUstream stream) {                                                  \
         CUresult (*real)(CUdeviceptr, CUstream) = SAIR_REAL(cuMemFreeAsync##twin);                                     \
+        if (sair_stream_is_capturing(stream, per_thread)) return real(ptr, stream);                                    \
         FREE_ADDRESS(ptr, real(ptr, stream));                                                                          \
     }
 
-ASYNC_HOOKS()
-ASYNC_HOOKS(_ptsz)
+ASYNC_HOOKS(, 0)
+ASYNC_HOOKS(_ptsz, 1)
 
 /* A destroyed pool keeps its allocations until they are freed. */
 CUresult cuMemPoolDestroy(CUmemoryPool pool) {
@@ -129,7 +133,8 @@ CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void 
     return result;
 }
 
-CUresult cuMemMap(CUdeviceptr ptr, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags) {
+CUresult cuMemMap(CUdeviceptr ptr, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
+                  unsigned long long flags) {
     CUresult result = SAIR_REAL(cuMemMap)(ptr, bytes, offset, handle, flags);
     if (result == CUDA_SUCCESS && !is_off()) sair_memory_map(ptr, bytes, handle);
     return result;
@@ -169,6 +174,20 @@ static int has_memory(const CUDA_ARRAY3D_DESCRIPTOR *d) {
     return (d->Flags & (CUDA_ARRAY3D_SPARSE | CUDA_ARRAY3D_DEFERRED_MAPPING)) == 0;
 }
 
+CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *d) {
+    CUresult (*real)(CUarray *, const CUDA_ARRAY_DESCRIPTOR_v1 *) = SAIR_REAL(cuArrayCreate);
+    if (d == NULL) return real(array, d);
+    ALLOCATE(array_bytes(d->Width, d->Height, 1, d->Format, d->NumChannels), -1, real(array, d), SAIR_MEMORY_ARRAY,
+             (uint64_t)(uintptr_t)*array);
+}
+
+CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *d) {
+    CUresult (*real)(CUarray *, const CUDA_ARRAY3D_DESCRIPTOR_v1 *) = SAIR_REAL(cuArray3DCreate);
+    if (d == NULL) return real(array, d);
+    ALLOCATE(array_bytes(d->Width, d->Height, d->Depth, d->Format, d->NumChannels), -1, real(array, d),
+             SAIR_MEMORY_ARRAY, (uint64_t)(uintptr_t)*array);
+}
+
 CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *d) {
     CUresult (*real)(CUarray *, const CUDA_ARRAY_DESCRIPTOR *) = SAIR_REAL(cuArrayCreate_v2);
     if (d == NULL) return real(array, d);
@@ -179,8 +198,8 @@ CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *d) {
 CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *d) {
     CUresult (*real)(CUarray *, const CUDA_ARRAY3D_DESCRIPTOR *) = SAIR_REAL(cuArray3DCreate_v2);
     if (d == NULL || !has_memory(d)) return real(array, d);
-    ALLOCATE(array_bytes(d->Width, d->Height, d->Depth, d->Format, d->NumChannels), -1, real(array, d), SAIR_MEMORY_ARRAY,
-             (uint64_t)(uintptr_t)*array);
+    ALLOCATE(array_bytes(d->Width, d->Height, d->Depth, d->Format, d->NumChannels), -1, real(array, d),
+             SAIR_MEMORY_ARRAY, (uint64_t)(uintptr_t)*array);
 }
 
 CUresult cuArrayDestroy(CUarray array) {
@@ -225,15 +244,37 @@ CUresult cuDestroyExternalMemory(CUexternalMemory memory) {
     FREE(SAIR_MEMORY_EXTERNAL, (uint64_t)(uintptr_t)memory, real(memory));
 }
 
-/* The node allocates when its graph runs. It is charged from its creation on, to the process: the graphs it may be cloned
- * into share one address, and none of them can be told from here to be the last. */
+/* The node allocates when its graph runs. It is charged from its creation on, to the process: the graphs it may be
+ * cloned into share one address, and none of them can be told from here to be the last. */
 CUresult cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
                                 CUDA_MEM_ALLOC_NODE_PARAMS *params) {
     CUresult (*real)(CUgraphNode *, CUgraph, const CUgraphNode *, size_t, CUDA_MEM_ALLOC_NODE_PARAMS *) =
         SAIR_REAL(cuGraphAddMemAllocNode);
     if (params == NULL) return real(node, graph, dependencies, count, params);
-    ALLOCATE(round_up(params->bytesize, ALIGNMENT), -1, real(node, graph, dependencies, count, params), SAIR_MEMORY_ASYNC,
-             params->dptr);
+    ALLOCATE(round_up(params->bytesize, ALIGNMENT), -1, real(node, graph, dependencies, count, params),
+             SAIR_MEMORY_ASYNC, params->dptr);
+}
+
+static int allocates(const CUgraphNodeParams *params) {
+    return params != NULL && params->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC;
+}
+
+CUresult cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                        CUgraphNodeParams *params) {
+    CUresult (*real)(CUgraphNode *, CUgraph, const CUgraphNode *, size_t, CUgraphNodeParams *) =
+        SAIR_REAL(cuGraphAddNode);
+    if (!allocates(params)) return real(node, graph, dependencies, count, params);
+    ALLOCATE(round_up(params->of.alloc.bytesize, ALIGNMENT), -1, real(node, graph, dependencies, count, params),
+             SAIR_MEMORY_ASYNC, params->of.alloc.dptr);
+}
+
+CUresult cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, const void *edges,
+                           size_t count, CUgraphNodeParams *params) {
+    CUresult (*real)(CUgraphNode *, CUgraph, const CUgraphNode *, const void *, size_t, CUgraphNodeParams *) =
+        SAIR_REAL(cuGraphAddNode_v2);
+    if (!allocates(params)) return real(node, graph, dependencies, edges, count, params);
+    ALLOCATE(round_up(params->of.alloc.bytesize, ALIGNMENT), -1, real(node, graph, dependencies, edges, count, params),
+             SAIR_MEMORY_ASYNC, params->of.alloc.dptr);
 }
 
 /* What the card has beside the grant does not concern the program: it sees a card of the granted size. */
@@ -243,31 +284,22 @@ static void confine(uint64_t limit, const struct sair_device *device, uint64_t *
     if (left < *available) *available = left;
 }
 
-CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
-    CUresult result = SAIR_REAL(cuMemGetInfo_v2)(available, total);
-    uint64_t limit = sair_memory_limit();
-    if (result != CUDA_SUCCESS || limit == 0) return result;
-    struct sair_device *device = sair_device_current();
-    if (device == NULL) return result;
-    uint64_t a = *available, t = *total;
-    confine(limit, device, &a, &t);
-    *available = (size_t)a;
-    *total = (size_t)t;
-    return result;
-}
+#define MEM_GET_INFO_HOOK(symbol, type)                                                                                \
+    CUresult symbol(type *available, type *total) {                                                                    \
+        CUresult result = SAIR_REAL(symbol)(available, total);                                                         \
+        uint64_t limit = sair_memory_limit();                                                                          \
+        if (result != CUDA_SUCCESS || limit == 0) return result;                                                       \
+        struct sair_device *device = sair_device_current();                                                            \
+        if (device == NULL) return result;                                                                             \
+        uint64_t a = *available, t = *total;                                                                           \
+        confine(limit, device, &a, &t);                                                                                \
+        *available = (type)a;                                                                                          \
+        *total = (type)t;                                                                                              \
+        return result;                                                                                                 \
+    }
 
-CUresult cuMemGetInfo(unsigned *available, unsigned *total) {
-    CUresult result = SAIR_REAL(cuMemGetInfo)(available, total);
-    uint64_t limit = sair_memory_limit();
-    if (result != CUDA_SUCCESS || limit == 0) return result;
-    struct sair_device *device = sair_device_current();
-    if (device == NULL) return result;
-    uint64_t a = *available, t = *total;
-    confine(limit, device, &a, &t);
-    *available = (unsigned)a;
-    *total = (unsigned)t;
-    return result;
-}
+MEM_GET_INFO_HOOK(cuMemGetInfo, unsigned)
+MEM_GET_INFO_HOOK(cuMemGetInfo_v2, size_t)
 
 CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice ordinal) {
     CUresult result = SAIR_REAL(cuDeviceTotalMem_v2)(bytes, ordinal);

@@ -11,7 +11,8 @@
     X(nvmlDeviceGetMemoryInfo, nvmlMemory_t)                                                                           \
     X(nvmlDeviceGetMemoryInfo_v2, nvmlMemory_v2_t)
 
-#define DECLARE(symbol, type) __attribute__((visibility("default"))) nvmlReturn_t symbol(nvmlDevice_t device, type *memory);
+#define DECLARE(symbol, type)                                                                                          \
+    __attribute__((visibility("default"))) nvmlReturn_t symbol(nvmlDevice_t device, type *memory);
 NVML_HOOKS(DECLARE)
 
 #define ORIGINAL(symbol, type) static nvmlReturn_t (*original_##symbol)(nvmlDevice_t, type *);

@@ -3,7 +3,6 @@
 #include "atomics.h"
 #include "bucket.h"
 #include "clock.h"
-#include "quiet.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,7 +34,7 @@ static void fill_header(struct sair_page *page, const struct sair_config *config
     SAIR_STORE(&h->rate_ppm, SAIR_RATE_FLOOR_PPM);
     SAIR_STORE(&h->memory_granted_bytes, config->memory_bytes);
     SAIR_STORE(&h->window_ns, config->window_ns);
-    SAIR_STORE(&h->quiet_code, (uint64_t)sair_quiet_code(random_bits()));
+    SAIR_STORE(&h->quiet_seed, random_bits());
     SAIR_STORE_RELEASE(&h->magic, SAIR_PAGE_MAGIC);
 }
 

@@ -122,7 +122,8 @@ static void set_up(struct sair_device *device, int ordinal) {
         memcpy(uuid.bytes, "sair-ordinal", 12), uuid.bytes[15] = (char)(ordinal + 1);
     device->gpu = sair_page_gpu_for(sair_process.page, uuid.bytes);
     if (device->gpu == NULL) {
-        sair_log(SAIR_LOG_ERROR, "more than %u GPUs in this container: ordinal %d is not limited", SAIR_PAGE_GPUS, ordinal);
+        sair_log(SAIR_LOG_ERROR, "more than %u GPUs in this container: ordinal %d is not limited", SAIR_PAGE_GPUS,
+                 ordinal);
         SAIR_STORE_RELEASE(&device->state, 3);
         return;
     }
@@ -153,7 +154,8 @@ struct sair_device *sair_device_current(void) {
     const struct sair_driver *driver = sair_driver();
     if (driver == NULL) return NULL;
     if (count == 0) {
-        if (driver->cuDeviceGetCount == NULL || driver->cuDeviceGetCount(&count) != CUDA_SUCCESS || count < 1) return NULL;
+        if (driver->cuDeviceGetCount == NULL || driver->cuDeviceGetCount(&count) != CUDA_SUCCESS || count < 1)
+            return NULL;
         SAIR_STORE(&sair_process.device_count, count);
         if (count == 1) return sair_device_at(0);
     }

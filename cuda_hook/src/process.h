@@ -30,6 +30,7 @@ struct sair_device {
     uint32_t factor_ppm;            /* on the undisturbed cost while not trusted: overlap times scale */
     uint32_t probe_due;             /* the next launch of a key not seen lately is measured by itself */
     uint32_t stretched;             /* no agent, and launches take longer than they can: keep the quiet periods */
+    uint32_t siblings, rank;        /* > 1: this many processes take turns in them, this one in that place */
     uint32_t refreshing;            /* try-lock of whoever takes up what the agent wrote */
     uint64_t now_ns;                /* the clock as last read for this device */
 };

@@ -3,13 +3,13 @@
 #include "bucket.h"
 #include "busy_map.h"
 #include "contention.h"
+#include "quiet.h"
 
 /* What a descheduled host thread may at most have added between the start event and the launch. */
 #define LAUNCH_GAP_NS INT64_C(30000)
 /* A launch this much longer than the shortest of its kind, and long enough for that to be no measuring error, was
  * disturbed. */
 #define STRETCH_MIN_NS INT64_C(300000)
-#define STRETCHED_WINDOW_NS (8000 * SAIR_MS)
 /* A cost known from so many samples stays as it is under contention. */
 #define FIRM_SAMPLES 10u
 #define QUEUE_MAX_NS (1000 * SAIR_MS)
@@ -31,8 +31,9 @@ static int64_t slack_of(const struct sair_batch *batch, const struct sair_interv
     return clamp(slack, 0, (int64_t)interval->span_ns);
 }
 
-/* What lies between a start event and the launch that follows at once: the least seen lately. Taking all of a launch's slack
- * off would be wrong: the thread may have been descheduled after the launch, while it ran. The harvester's own. */
+/* What lies between a start event and the launch that follows at once: the least seen lately. Taking all of a launch's
+ * slack off would be wrong: the thread may have been descheduled after the launch, while it ran. The harvester's own.
+ */
 static int64_t usual_gap(int64_t slack) {
     static int64_t usual = 3000;
     if (slack > 0 && slack < usual)
@@ -46,17 +47,21 @@ static int64_t usual_gap(int64_t slack) {
 /* The busy time lies in [span - slack, span]. A single launch has its slack before it, so it cost the rest, unless the
  * thread was descheduled. Of many the last is still running when the next is submitted, so with little slack
  * the span is the cost. Otherwise the bounds only confine what was believed before. */
-static void learn(const struct sair_batch *batch, int64_t lower, int64_t span, int isolated, uint64_t now_ns) {
+static void learn(const struct sair_batch *batch, const struct sair_interval *interval, int64_t lower, int isolated) {
+    int64_t span = (int64_t)interval->span_ns;
+    uint64_t now_ns = interval->seen_ns;
     struct sair_cost *cost = batch->cost;
     if (cost == NULL || batch->launches == 0) return;
     /* Beside other work of ours a span says at most that the cost is lower than believed. */
-    if (batch->crowded && SAIR_LOAD(&cost->samples) > 0 && span / (int64_t)batch->launches > SAIR_LOAD(&cost->low_ns)) return;
+    if (batch->crowded && SAIR_LOAD(&cost->samples) > 0 && span / (int64_t)batch->launches > SAIR_LOAD(&cost->low_ns))
+        return;
     /* Costs and scale must not both move: with a basis that stands still the scale finds NVML's figure. */
     if (SAIR_LOAD(&batch->device->contended) && SAIR_LOAD(&cost->samples) >= FIRM_SAMPLES) return;
     int64_t count = (int64_t)batch->launches, slack = span - lower;
     const struct sair_device *device = batch->device;
     /* Undisturbed launches are rare then: remember the last one. */
-    uint64_t window = SAIR_LOAD(&device->stretched) ? STRETCHED_WINDOW_NS : SAIR_COST_WINDOW_NS;
+    int is_rare = SAIR_LOAD(&device->stretched) || SAIR_LOAD(&device->siblings) > 1;
+    uint64_t window = is_rare ? SAIR_QUIET_CYCLE_NS : SAIR_COST_WINDOW_NS;
     int64_t least = SAIR_LOAD(&cost->low_ns) * count;
     int is_stretched = isolated && !batch->unmeasured && lower > STRETCH_MIN_NS && lower > least + least / 8;
     if (is_stretched) SAIR_STORE(&device->gpu->stretched_ns, now_ns);
@@ -67,7 +72,8 @@ static void learn(const struct sair_batch *batch, int64_t lower, int64_t span, i
     } else if (SAIR_LOAD(&cost->samples) == 0) {
         sair_cost_learn(cost, (lower + smaller(slack, LAUNCH_GAP_NS)) / count, 0, isolated, window, now_ns);
     } else {
-        sair_cost_learn(cost, clamp(SAIR_LOAD(&cost->mean_ns), lower / count, span / count), 0, isolated, window, now_ns);
+        sair_cost_learn(cost, clamp(SAIR_LOAD(&cost->mean_ns), lower / count, span / count), 0, isolated, window,
+                        now_ns);
     }
 }
 
@@ -92,8 +98,9 @@ void sair_settle(const struct sair_batch *batch, const struct sair_interval *int
     int64_t undisturbed = smaller(believed, span);
     int64_t actual = fresh;
     /* A first measurement may hold siblings' work too: the union does not count that twice. */
-    if (!SAIR_LOAD(&device->trusted) && !batch->unmeasured) actual = (int64_t)((double)undisturbed * (double)SAIR_LOAD(&device->factor_ppm) * 1e-6);
-    learn(batch, lower, span, isolated, now);
+    if (!SAIR_LOAD(&device->trusted) && !batch->unmeasured)
+        actual = (int64_t)((double)undisturbed * (double)SAIR_LOAD(&device->factor_ppm) * 1e-6);
+    learn(batch, interval, lower, isolated);
     sair_contention_note(device, fresh, undisturbed);
     uint64_t queued = interval->until_ns > batch->opened_ns ? interval->until_ns - batch->opened_ns : 0;
     SAIR_STORE(&device->gpu->queue_to_done_ns, queued < QUEUE_MAX_NS ? queued : QUEUE_MAX_NS);

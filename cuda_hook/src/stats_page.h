@@ -4,7 +4,8 @@
  *
  * Plain C11, fixed-width fields, no pointers. All times are CLOCK_MONOTONIC nanoseconds of the node, "gpu_ns" are
  * nanoseconds of GPU busy time. Every 8-byte field is naturally aligned and accessed with atomic 64-bit operations; a
- * reader needs no lock. Each field names its one writer: "hook" is any process of the container, "agent" the node agent.
+ * reader needs no lock. Each field names its one writer: "hook" is any process of the container, "agent" the node
+ * agent.
  */
 #ifndef SAIR_STATS_PAGE_H
 #define SAIR_STATS_PAGE_H
@@ -47,12 +48,13 @@ struct sair_page_header {
     uint64_t window_ns;            /* hook; configured burst window W */
     uint64_t slots_refused;        /* hook; processes that found no free slot */
     uint64_t reaped;               /* hook; slots taken back from dead processes */
-    uint64_t quiet_code;           /* hook; random: which quiet periods this container has to itself, see quiet.h */
+    uint64_t quiet_seed;           /* hook; random: which quiet periods this container has to itself, see quiet.h */
     uint8_t reserved[40];
 };
 
-/* Written by the agent only. It bumps `sequence` to odd, writes, and bumps it to even (a reader retries a few times, then
- * skips this round). The hook regards the block as absent when sequence is 0 or updated_ns is more than 2 s old. */
+/* Written by the agent only. It bumps `sequence` to odd, writes, and bumps it to even (a reader retries a few times,
+ * then skips this round). The hook regards the block as absent when sequence is 0 or updated_ns is more than 2 s old.
+ */
 struct sair_page_agent {
     uint64_t sequence;
     uint64_t updated_ns;           /* time of this update */
@@ -72,7 +74,7 @@ struct sair_page_gpu {
     uint64_t next_admissible_ns;  /* hook; the limiter's one word: wall time at which the budget is in balance */
     uint64_t queue_to_done_ns;    /* hook; submission to completion of the last batch */
     int64_t charged_ns;           /* hook; cumulative gpu_ns charged to the budget, corrections included */
-    int64_t estimated_ns;         /* hook; cumulative gpu_ns of completed work by the uncontended per-key cost, unscaled */
+    int64_t estimated_ns; /* hook; cumulative gpu_ns of completed work by the uncontended per-key cost, unscaled */
     int64_t measured_ns;          /* hook; cumulative union of event spans of completed work */
     uint64_t scale_ppm;           /* hook; factor on the per-key cost under contention, 1000000 = 1 */
     uint64_t bias_ppm;            /* hook; NVML figure over own spans while alone, 1000000 = 1 */
@@ -126,7 +128,7 @@ static_assert(offsetof(struct sair_page_agent, own_busy_ns) == 24, "agent layout
 static_assert(offsetof(struct sair_page_agent, peers_active) == 48, "agent layout");
 static_assert(offsetof(struct sair_page_gpu, next_admissible_ns) == 24, "gpu layout");
 static_assert(offsetof(struct sair_page_gpu, agent) == 128, "gpu layout");
-static_assert(offsetof(struct sair_page_header, quiet_code) == 80, "header layout");
+static_assert(offsetof(struct sair_page_header, quiet_seed) == 80, "header layout");
 static_assert(offsetof(struct sair_page_gpu, stretched_ns) == 200, "gpu layout");
 static_assert(offsetof(struct sair_page_gpu, scale_sequence) == 192, "gpu layout");
 static_assert(offsetof(struct sair_page_gpu, busy_map) == 248, "gpu layout");

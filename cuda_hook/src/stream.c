@@ -35,7 +35,8 @@ static int is_same(const struct sair_stream *stream, CUstream handle, int per_th
 }
 
 static struct sair_stream *fill(struct sair_stream *stream, CUstream handle, int per_thread, uint64_t owner) {
-    memset((char *)stream + offsetof(struct sair_stream, handle), 0, sizeof *stream - offsetof(struct sair_stream, handle));
+    memset((char *)stream + offsetof(struct sair_stream, handle), 0,
+           sizeof *stream - offsetof(struct sair_stream, handle));
     stream->handle = handle;
     stream->per_thread = (uint8_t)per_thread;
     stream->owner = owner;
@@ -72,7 +73,8 @@ int sair_stream_is_only_one(void) {
 
 static CUresult record(const struct sair_stream *stream, CUevent event) {
     const struct sair_driver *driver = sair_driver();
-    if (stream->per_thread && driver->cuEventRecord_ptsz != NULL) return driver->cuEventRecord_ptsz(event, stream->handle);
+    if (stream->per_thread && driver->cuEventRecord_ptsz != NULL)
+        return driver->cuEventRecord_ptsz(event, stream->handle);
     return driver->cuEventRecord(event, stream->handle);
 }
 
@@ -86,7 +88,8 @@ int sair_batch_open(struct sair_stream *stream, struct sair_device *device) {
     if (stream->tail - SAIR_LOAD_ACQUIRE(&stream->head) >= SAIR_BATCHES) return 0;
     if (SAIR_LOAD(&sair_captures_active) != 0) return 0;
     const struct sair_driver *driver = sair_driver();
-    if (driver == NULL || driver->cuEventRecord == NULL || driver->cuEventQuery == NULL || driver->cuEventElapsedTime == NULL)
+    if (driver == NULL || driver->cuEventRecord == NULL || driver->cuEventQuery == NULL ||
+        driver->cuEventElapsedTime == NULL)
         return 0;
     struct sair_batch *batch = &stream->current;
     memset(batch, 0, sizeof *batch);
@@ -149,8 +152,8 @@ static int settle_head(struct sair_stream *stream, uint64_t now_ns) {
         struct sair_interval interval = {.span_ns = (uint64_t)((double)milliseconds * 1e6), .seen_ns = now_ns};
         struct sair_device_clock *clock = sair_device_clock_of(stream->context);
         CUevent released = NULL;
-        if (clock == NULL || sair_device_clock_map(clock, batch->start, batch->end, interval.span_ns, batch->opened_ns, now_ns,
-                                                   &interval.until_ns, &keep_end, &released) != 0)
+        if (clock == NULL || sair_device_clock_map(clock, batch->start, batch->end, interval.span_ns, batch->opened_ns,
+                                                   now_ns, &interval.until_ns, &keep_end, &released) != 0)
             interval.until_ns = now_ns;
         if (released != NULL) sair_event_give(stream->context, released);
         sair_settle(batch, &interval);

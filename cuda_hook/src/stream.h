@@ -1,10 +1,10 @@
 /*
  * Streams of this process and the batches of launches measured on them.
  *
- * A batch is [start event, launches, end event] on one stream. `busy` is a try-lock held from the decision about a launch
- * until the launch is submitted, so that events bracket what they are meant to; nobody ever waits for it: a thread that
- * finds it taken submits without measuring. Closed batches queue in a ring, filled by the holder of `busy` and emptied by
- * the one harvester.
+ * A batch is [start event, launches, end event] on one stream. `busy` is a try-lock held from the decision about a
+ * launch until the launch is submitted, so that events bracket what they are meant to; nobody ever waits for it: a
+ * thread that finds it taken submits without measuring. Closed batches queue in a ring, filled by the holder of `busy`
+ * and emptied by the one harvester.
  */
 #ifndef SAIR_STREAM_H
 #define SAIR_STREAM_H
@@ -68,7 +68,8 @@ void sair_streams_close_batches(void);
 /* Settle the batches whose end has been reached. Never waits. Returns how many were settled. */
 unsigned sair_streams_harvest(uint64_t now_ns);
 
-/* The stream or context is about to be destroyed. NULL context: the one whose device is released or reset, all streams. */
+/* The stream or context is about to be destroyed. NULL context: the one whose device is released or reset, all streams.
+ */
 void sair_stream_gone(CUstream handle);
 void sair_context_gone(CUcontext context);
 

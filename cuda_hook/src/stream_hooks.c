@@ -34,7 +34,8 @@ BEGIN_HOOK(cuStreamBeginCapture, (CUstream stream), (stream), 0)
 BEGIN_HOOK(cuStreamBeginCapture_ptsz, (CUstream stream), (stream), 1)
 BEGIN_HOOK(cuStreamBeginCapture_v2, (CUstream stream, CUstreamCaptureMode mode), (stream, mode), 0)
 BEGIN_HOOK(cuStreamBeginCapture_v2_ptsz, (CUstream stream, CUstreamCaptureMode mode), (stream, mode), 1)
-BEGIN_HOOK(cuStreamBeginCaptureToGraph, SAIR_CAPTURE_TO_GRAPH_PARAMS, (stream, graph, dependencies, edges, count, mode), 0)
+BEGIN_HOOK(cuStreamBeginCaptureToGraph, SAIR_CAPTURE_TO_GRAPH_PARAMS, (stream, graph, dependencies, edges, count, mode),
+           0)
 BEGIN_HOOK(cuStreamBeginCaptureToGraph_ptsz, SAIR_CAPTURE_TO_GRAPH_PARAMS,
            (stream, graph, dependencies, edges, count, mode), 1)
 
@@ -88,13 +89,19 @@ STREAM_DESTROY_HOOK(cuStreamDestroy_v2)
 CONTEXT_DESTROY_HOOK(cuCtxDestroy)
 CONTEXT_DESTROY_HOOK(cuCtxDestroy_v2)
 
-/* The primary context of a device is reference-counted by the driver; retains are counted here too, because only the last
- * release destroys it. */
+/* The primary context of a device is reference-counted by the driver; retains are counted here too, because only the
+ * last release destroys it. */
 #define PRIMARY_DEVICES 64
 static struct {
     CUcontext context;
     uint32_t retains;
 } primaries[PRIMARY_DEVICES];
+
+int sair_context_is_primary(CUcontext context) {
+    for (int i = 0; i < PRIMARY_DEVICES; i++)
+        if (SAIR_LOAD(&primaries[i].context) == context) return 1;
+    return 0;
+}
 
 static int is_tracked(CUdevice device) {
     return device >= 0 && device < PRIMARY_DEVICES;
@@ -148,6 +155,10 @@ CUresult cuCtxCreate_v3(CUcontext *context, void *affinity, int count, unsigned 
 
 CUresult cuCtxCreate_v4(CUcontext *context, void *params, unsigned flags, CUdevice device) {
     return created(SAIR_REAL(cuCtxCreate_v4)(context, params, flags, device));
+}
+
+CUresult cuCtxFromGreenCtx(CUcontext *context, void *green) {
+    return created(SAIR_REAL(cuCtxFromGreenCtx)(context, green));
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {

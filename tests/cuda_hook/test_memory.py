@@ -35,6 +35,9 @@ def test_accounting_is_exact(
     "program",
     [
         memory.no_path_exceeds_the_limit,
+        memory.graphs_that_allocate_stay_counted,
+        memory.a_captured_free_gives_nothing_back,
+        memory.pools_belong_to_the_device,
         memory.the_limit_is_what_the_device_reports,
         memory.nvml_reports_the_limit_as_well,
     ],

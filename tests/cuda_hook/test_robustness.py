@@ -170,19 +170,3 @@ def test_without_configuration_the_hook_passes_everything_through(hook: Path, be
     bins = gpu.busy_bins("one", now - 3_000_000_000, now)
     assert bins.max() == 1_000_000
     assert (bins == 1_000_000).sum() > 200
-
-
-def test_a_constructor_that_calls_cuda_finds_a_working_hook(hook: Path, bench: Bench, gpu: GroundTruth) -> None:
-    source, program = bench.directory / "early.c", bench.directory / "early"
-    source.write_text(
-        "int cuInit(unsigned); int cuDeviceGetCount(int *);\n"
-        "__attribute__((constructor)) static void early(void) { cuInit(0); }\n"
-        "int main(void) { int n = 0; return cuDeviceGetCount(&n) == 0 && n == 1 ? 0 : 1; }\n"
-    )
-    driver = hook_library().parent / "driver"
-    subprocess.run(
-        ["gcc", "-o", str(program), str(source), f"-L{driver}", f"-Wl,-rpath,{driver}", "-lcuda"], check=True
-    )
-    container = bench.container("one")
-    container.set_rate(0.5)
-    assert subprocess.run([program], env=container.environment(), timeout=30, check=False).returncode == 0

@@ -19,8 +19,8 @@
 
 #include "../../src/cuda_abi.h"
 
-typedef CUresult (*launch_fn)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                              void **, void **);
+typedef CUresult (*launch_fn)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                              CUstream, void **, void **);
 typedef CUresult (*cooperative_fn)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                                    CUstream, void **);
 typedef CUresult (*stream_fn)(CUstream);
@@ -38,12 +38,12 @@ extern CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mod
 extern CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph);
 extern CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long flags);
 extern CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream);
-extern CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                               void **, void **);
+extern CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                               CUstream, void **, void **);
 extern CUresult cuLaunchKernel_ptsz(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                                     CUstream, void **, void **);
-extern CUresult cuLaunchCooperativeKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                                          CUstream, void **);
+extern CUresult cuLaunchCooperativeKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                          unsigned, CUstream, void **);
 extern CUresult cuGetProcAddress_v2(const char *name, void **pfn, int version, cuuint64_t flags,
                                     CUdriverProcAddressQueryResult *status);
 
@@ -222,7 +222,8 @@ static bool resolve(struct load *load, const char *how) {
     } else if (strcmp(how, "proc") == 0) {
         CUdriverProcAddressQueryResult status;
         cuGetProcAddress_v2("cuLaunchKernel", &launch, 12000, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &status);
-        cuGetProcAddress_v2("cuLaunchKernel", &per_thread, 12000, CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, &status);
+        cuGetProcAddress_v2("cuLaunchKernel", &per_thread, 12000, CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM,
+                            &status);
         cuGetProcAddress_v2("cuLaunchCooperativeKernel", &cooperative, 12000, 0, &status);
     }
     if (launch == NULL || per_thread == NULL || cooperative == NULL) return false;

@@ -20,8 +20,8 @@ extern CUresult cuCtxSetCurrent(CUcontext context);
 extern CUresult cuModuleLoadData(CUmodule *module, const void *image);
 extern CUresult cuModuleGetFunction(CUfunction *f, CUmodule module, const char *name);
 extern CUresult cuStreamCreate(CUstream *stream, unsigned flags);
-extern CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                               void **, void **);
+extern CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                               CUstream, void **, void **);
 
 static double now_ns(void) {
     struct timespec t;

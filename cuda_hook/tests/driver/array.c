@@ -40,10 +40,11 @@ void sim_arrays_drop_context(CUcontext context) {
 }
 
 static size_t texel_bytes(CUarray_format format, unsigned channels) {
-    size_t element = format == CU_AD_FORMAT_UNSIGNED_INT8 || format == CU_AD_FORMAT_SIGNED_INT8 ? 1
-                     : format == CU_AD_FORMAT_UNSIGNED_INT32 || format == CU_AD_FORMAT_SIGNED_INT32 || format == CU_AD_FORMAT_FLOAT
-                         ? 4
-                         : 2;
+    size_t element =
+        format == CU_AD_FORMAT_UNSIGNED_INT8 || format == CU_AD_FORMAT_SIGNED_INT8 ? 1
+        : format == CU_AD_FORMAT_UNSIGNED_INT32 || format == CU_AD_FORMAT_SIGNED_INT32 || format == CU_AD_FORMAT_FLOAT
+            ? 4
+            : 2;
     return element * channels;
 }
 
@@ -82,6 +83,16 @@ SIM_EXPORT CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR
     if (d == NULL) return CUDA_ERROR_INVALID_VALUE;
     CUDA_ARRAY3D_DESCRIPTOR full = {d->Width, d->Height, 0, d->Format, d->NumChannels, 0};
     return cuArray3DCreate_v2(array, &full);
+}
+SIM_EXPORT CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *d) {
+    if (d == NULL) return CUDA_ERROR_INVALID_VALUE;
+    CUDA_ARRAY3D_DESCRIPTOR wide = {d->Width, d->Height, d->Depth, d->Format, d->NumChannels, d->Flags};
+    return cuArray3DCreate_v2(array, &wide);
+}
+SIM_EXPORT CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *d) {
+    if (d == NULL) return CUDA_ERROR_INVALID_VALUE;
+    CUDA_ARRAY_DESCRIPTOR wide = {d->Width, d->Height, d->Format, d->NumChannels};
+    return cuArrayCreate_v2(array, &wide);
 }
 SIM_EXPORT CUresult cuArrayDestroy(CUarray array) {
     if (array == NULL) return CUDA_ERROR_INVALID_HANDLE;

@@ -1,4 +1,5 @@
-/* Stream capture, with the legality rules of the real driver: what is refused, what invalidates, and for which thread. */
+/* Stream capture, with the legality rules of the real driver: what is refused, what invalidates, and for which thread.
+ */
 #include "driver.h"
 
 #include <stdlib.h>
@@ -23,7 +24,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
 CUresult sim_unsafe(void) {
-    if (__atomic_load_n(&active, __ATOMIC_ACQUIRE) == 0 || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED) return CUDA_SUCCESS;
+    if (__atomic_load_n(&active, __ATOMIC_ACQUIRE) == 0 || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
+        return CUDA_SUCCESS;
     CUresult result = CUDA_SUCCESS;
     pthread_mutex_lock(&lock);
     for (struct sim_capture *c = captures; c != NULL; c = c->next) {
@@ -207,7 +209,8 @@ static CUresult status_of(CUstream stream, CUstreamCaptureStatus *status, unsign
     stream = sim_stream(stream, per_thread);
     if (stream == NULL) return CUDA_ERROR_INVALID_CONTEXT;
     /* Asked of the legacy stream beside a capture: refused, but the capture lives on. */
-    if (stream == stream->context->legacy && implied(stream->context) != NULL) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+    if (stream == stream->context->legacy && implied(stream->context) != NULL)
+        return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     const struct sim_capture *c = stream->capture;
     *status = c == NULL         ? CU_STREAM_CAPTURE_STATUS_NONE
               : c->invalidated ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
@@ -225,7 +228,8 @@ SIM_EXPORT CUresult cuStreamIsCapturing_ptsz(CUstream stream, CUstreamCaptureSta
 SIM_EXPORT CUresult cuStreamGetCaptureInfo(CUstream stream, CUstreamCaptureStatus *status, unsigned long long *id) {
     return status_of(stream, status, id, NULL, false);
 }
-SIM_EXPORT CUresult cuStreamGetCaptureInfo_ptsz(CUstream stream, CUstreamCaptureStatus *status, unsigned long long *id) {
+SIM_EXPORT CUresult cuStreamGetCaptureInfo_ptsz(CUstream stream, CUstreamCaptureStatus *status,
+                                                unsigned long long *id) {
     return status_of(stream, status, id, NULL, true);
 }
 SIM_EXPORT CUresult cuStreamGetCaptureInfo_v2(CUstream stream, CUstreamCaptureStatus *status, unsigned long long *id,

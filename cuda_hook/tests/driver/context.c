@@ -291,7 +291,9 @@ SIM_EXPORT CUresult cuCtxCreate_v2(CUcontext *out, unsigned flags, CUdevice devi
     *out = context;
     return cuCtxPushCurrent_v2(context);
 }
-SIM_EXPORT CUresult cuCtxCreate(CUcontext *out, unsigned flags, CUdevice device) { return cuCtxCreate_v2(out, flags, device); }
+SIM_EXPORT CUresult cuCtxCreate(CUcontext *out, unsigned flags, CUdevice device) {
+    return cuCtxCreate_v2(out, flags, device);
+}
 SIM_EXPORT CUresult cuCtxCreate_v3(CUcontext *out, void *affinity, int count, unsigned flags, CUdevice device) {
     (void)affinity, (void)count;
     return cuCtxCreate_v2(out, flags, device);

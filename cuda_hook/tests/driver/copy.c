@@ -51,7 +51,9 @@ COPY(cuMemcpyHtoD, CUdeviceptr, at(d), const void *, s)
 COPY(cuMemcpyDtoH, void *, d, CUdeviceptr, at(s))
 COPY(cuMemcpyDtoD, CUdeviceptr, at(d), CUdeviceptr, at(s))
 
-SIM_EXPORT CUresult cuMemcpy(CUdeviceptr d, CUdeviceptr s, size_t n) { return cuMemcpyDtoD_in(d, s, n, NULL, false, true); }
+SIM_EXPORT CUresult cuMemcpy(CUdeviceptr d, CUdeviceptr s, size_t n) {
+    return cuMemcpyDtoD_in(d, s, n, NULL, false, true);
+}
 SIM_EXPORT CUresult cuMemcpy_ptds(CUdeviceptr d, CUdeviceptr s, size_t n) {
     return cuMemcpyDtoD_in(d, s, n, NULL, true, true);
 }

@@ -24,7 +24,8 @@ static bool is_ordered(struct simgpu_shared *s, struct simgpu_stream *stream) {
     if (stream->legacy) {
         for (uint32_t i = 0; i < s->active_count; i++) {
             struct simgpu_stream *other = &s->streams[s->active[i]];
-            if (other->context == stream->context && other->blocking && !other->legacy && first_seq(other) < seq) return false;
+            if (other->context == stream->context && other->blocking && !other->legacy && first_seq(other) < seq)
+                return false;
         }
         return true;
     }
@@ -126,7 +127,8 @@ static uint32_t gather(struct simgpu_shared *s, int device, uint8_t kind, struct
 }
 
 /* Round robin: the context whose turn it is among those with work. */
-static uint32_t pick_context(struct simgpu_shared *s, int device, const struct runner *ready, uint32_t count, bool *alone) {
+static uint32_t pick_context(struct simgpu_shared *s, int device, const struct runner *ready, uint32_t count,
+                             bool *alone) {
     struct simgpu_device *d = &s->devices[device];
     uint32_t next = SIMGPU_CONTEXTS, first = SIMGPU_CONTEXTS;
     bool current_has_work = false;
@@ -157,7 +159,9 @@ static uint32_t pick(struct simgpu_shared *s, int device, struct runner *running
     if (arbiter != SIMGPU_MPS) {
         bool alone;
         only = pick_context(s, device, ready, count, &alone);
-        uint64_t left = s->config.slice_ns > s->devices[device].slice_used_ns ? s->config.slice_ns - s->devices[device].slice_used_ns : 1;
+        uint64_t left = s->config.slice_ns > s->devices[device].slice_used_ns
+                            ? s->config.slice_ns - s->devices[device].slice_used_ns
+                            : 1;
         if (!alone && left < *limit_ns) *limit_ns = left;
     }
     uint32_t chosen = 0, blocks = 0;
@@ -178,7 +182,8 @@ static void credit_runners(struct simgpu_shared *s, const struct runner *running
             process_new &= running[j].process != running[i].process;
             tenant_new &= running[j].tenant != running[i].tenant;
         }
-        if (process_new) simgpu_credit(running[i].device, running[i].process, s->now_ns, s->now_ns + step_ns, tenant_new);
+        if (process_new)
+            simgpu_credit(running[i].device, running[i].process, s->now_ns, s->now_ns + step_ns, tenant_new);
     }
 }
 

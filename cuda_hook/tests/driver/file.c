@@ -218,7 +218,8 @@ int simgpu_register(void) {
             p->start_ticks = start_ticks_of(getpid());
             p->tenant = simgpu_tenant_named(tenant);
             uint64_t now = simgpu_clock_ns();
-            for (int d = 0; d < SIMGPU_DEVICES; d++) p->on[d].sample_end = now - now % SIMGPU_SAMPLE_NS + SIMGPU_SAMPLE_NS;
+            for (int d = 0; d < SIMGPU_DEVICES; d++)
+                p->on[d].sample_end = now - now % SIMGPU_SAMPLE_NS + SIMGPU_SAMPLE_NS;
             p->used = 1;
             self_slot = slot;
             self_pid = getpid();
@@ -231,7 +232,8 @@ int simgpu_register(void) {
 static uint64_t memory_used(int device) {
     uint64_t used = 0;
     for (int i = 0; i < SIMGPU_PROCESSES; i++)
-        if (shared->processes[i].used) used += shared->processes[i].on[device].memory + shared->processes[i].on[device].context_bytes;
+        if (shared->processes[i].used)
+            used += shared->processes[i].on[device].memory + shared->processes[i].on[device].context_bytes;
     return used;
 }
 

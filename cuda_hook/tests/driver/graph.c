@@ -83,7 +83,8 @@ SIM_EXPORT CUresult cuGraphAddHostNode(CUgraphNode *out, CUgraph graph, const CU
     (*out)->user_data = params->user_data;
     return CUDA_SUCCESS;
 }
-SIM_EXPORT CUresult cuGraphAddEmptyNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count) {
+SIM_EXPORT CUresult cuGraphAddEmptyNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                                        size_t count) {
     return add(out, graph, dependencies, count, SIM_NODE_EMPTY);
 }
 SIM_EXPORT CUresult cuGraphAddChildGraphNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
@@ -111,8 +112,8 @@ SIM_EXPORT CUresult cuGraphAddEventWaitNode(CUgraphNode *out, CUgraph graph, con
     if (result == CUDA_SUCCESS) (*out)->event = event;
     return result;
 }
-SIM_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
-                                           CUDA_MEM_ALLOC_NODE_PARAMS *params) {
+SIM_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                                           size_t count, CUDA_MEM_ALLOC_NODE_PARAMS *params) {
     if (params == NULL || params->bytesize == 0) return CUDA_ERROR_INVALID_VALUE;
     CUresult result = add(out, graph, dependencies, count, SIM_NODE_MEM_ALLOC);
     if (result == CUDA_SUCCESS) result = sim_memory_alloc_node(params->bytesize, &params->dptr);
@@ -121,8 +122,19 @@ SIM_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *out, CUgraph graph, cons
     (*out)->memory_bytes = params->bytesize;
     return CUDA_SUCCESS;
 }
-SIM_EXPORT CUresult cuGraphAddMemFreeNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
-                                          CUdeviceptr pointer) {
+/* Of the kinds of nodes only those that allocate. */
+SIM_EXPORT CUresult cuGraphAddNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                   CUgraphNodeParams *params) {
+    if (params == NULL || params->type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) return CUDA_ERROR_INVALID_VALUE;
+    return cuGraphAddMemAllocNode(out, graph, dependencies, count, &params->of.alloc);
+}
+SIM_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                                      const void *edges, size_t count, CUgraphNodeParams *params) {
+    (void)edges;
+    return cuGraphAddNode(out, graph, dependencies, count, params);
+}
+SIM_EXPORT CUresult cuGraphAddMemFreeNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                                          size_t count, CUdeviceptr pointer) {
     CUresult result = add(out, graph, dependencies, count, SIM_NODE_MEM_FREE);
     if (result == CUDA_SUCCESS) (*out)->memory = pointer;
     return result;
@@ -200,7 +212,8 @@ SIM_EXPORT CUresult cuGraphInstantiateWithParams(CUgraphExec *out, CUgraph graph
     params->result = 0;
     return instantiate(out, graph, params->flags);
 }
-SIM_EXPORT CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *out, CUgraph graph, struct instantiate_params *params) {
+SIM_EXPORT CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *out, CUgraph graph,
+                                                      struct instantiate_params *params) {
     return cuGraphInstantiateWithParams(out, graph, params);
 }
 SIM_EXPORT CUresult cuGraphExecGetFlags(CUgraphExec exec, cuuint64_t *flags) {

@@ -56,8 +56,8 @@ static CUresult launch_configured(const CUlaunchConfig *c, CUfunction f, void **
     bool cooperative = false;
     for (unsigned i = 0; i < c->numAttrs; i++)
         if (c->attrs[i].id == 2) cooperative = c->attrs[i].value.cooperative != 0; /* CU_LAUNCH_ATTRIBUTE_COOPERATIVE */
-    return launch(f, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->hStream, params,
-                  extra, per_thread, cooperative);
+    return launch(f, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->hStream,
+                  params, extra, per_thread, cooperative);
 }
 SIM_EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **params, void **extra) {
     return launch_configured(config, f, params, extra, false);
@@ -224,7 +224,8 @@ SIM_EXPORT CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback functi
     (void)flags;
     return add_callback(stream, function, user_data, false);
 }
-SIM_EXPORT CUresult cuStreamAddCallback_ptsz(CUstream stream, CUstreamCallback function, void *user_data, unsigned flags) {
+SIM_EXPORT CUresult cuStreamAddCallback_ptsz(CUstream stream, CUstreamCallback function, void *user_data,
+                                             unsigned flags) {
     (void)flags;
     return add_callback(stream, function, user_data, true);
 }

@@ -42,7 +42,8 @@ CUresult sim_memory_enter(CUcontext *context) {
 }
 
 CUdeviceptr sim_memory_map(size_t bytes, int protection, bool low) {
-    void *at = mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (low ? MAP_32BIT : 0), -1, 0);
+    void *at =
+        mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (low ? MAP_32BIT : 0), -1, 0);
     return at == MAP_FAILED ? 0 : (CUdeviceptr)(uintptr_t)at;
 }
 
@@ -51,7 +52,8 @@ static CUresult take(CUdeviceptr *out, size_t bytes, CUcontext context, enum own
     if (bytes > (size_t)1 << 46) return CUDA_ERROR_OUT_OF_MEMORY;
     struct block *block = calloc(1, sizeof *block);
     if (block == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-    *block = (struct block){0, rounded(bytes, GRAIN), rounded(bytes, 4096), owner, context, context->device, pool, NULL};
+    *block =
+        (struct block){0, rounded(bytes, GRAIN), rounded(bytes, 4096), owner, context, context->device, pool, NULL};
     if (owner != BY_HOST && !simgpu_memory_take(block->device, block->bytes)) goto fail;
     block->pointer = sim_memory_map(block->mapped, PROT_READ | PROT_WRITE, low);
     if (block->pointer == 0) {
@@ -97,7 +99,8 @@ void sim_memory_drop_context(CUcontext context) {
     pthread_mutex_lock(&lock);
     for (struct block **at = &blocks; *at != NULL;) {
         struct block *block = *at;
-        bool dies = block->owner == BY_POOL ? context->primary && block->device == context->device : block->context == context;
+        bool dies =
+            block->owner == BY_POOL ? context->primary && block->device == context->device : block->context == context;
         if (!dies) {
             at = &block->next;
             continue;
@@ -128,7 +131,8 @@ SIM_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsign
     if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST) return CUDA_ERROR_INVALID_VALUE;
     return cuMemAlloc_v2(pointer, bytes);
 }
-SIM_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height, unsigned element) {
+SIM_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
+                                       unsigned element) {
     if (element != 4 && element != 8 && element != 16) return CUDA_ERROR_INVALID_VALUE;
     size_t row = rounded(width, GRAIN);
     CUresult result = cuMemAlloc_v2(pointer, row * height);
@@ -220,7 +224,9 @@ SIM_EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice devic
     *pool = pool_of(device);
     return CUDA_SUCCESS;
 }
-SIM_EXPORT CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) { return cuDeviceGetDefaultMemPool(pool, device); }
+SIM_EXPORT CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
+    return cuDeviceGetDefaultMemPool(pool, device);
+}
 SIM_EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
     return device < 0 || device >= SIMGPU_DEVICES || pool == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
@@ -234,17 +240,12 @@ SIM_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *out, const CUmemPoolProps *pro
     return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool) {
-    if (pool == NULL || (pool >= default_pools && pool < default_pools + SIMGPU_DEVICES)) return CUDA_ERROR_INVALID_VALUE;
+    if (pool == NULL || (pool >= default_pools && pool < default_pools + SIMGPU_DEVICES))
+        return CUDA_ERROR_INVALID_VALUE;
+    /* What was taken from it lives on until it is freed. */
     pthread_mutex_lock(&lock);
-    for (struct block **at = &blocks; *at != NULL;) {
-        struct block *block = *at;
-        if (block->pool != pool) {
-            at = &block->next;
-            continue;
-        }
-        *at = block->next;
-        discard(block);
-    }
+    for (struct block *block = blocks; block != NULL; block = block->next)
+        if (block->pool == pool) block->pool = NULL;
     pthread_mutex_unlock(&lock);
     free(pool);
     return CUDA_SUCCESS;
@@ -263,12 +264,16 @@ SIM_EXPORT CUresult cuMemPoolSetAttribute(CUmemoryPool pool, int attribute, void
     return CUDA_SUCCESS;
 }
 
-static CUresult alloc_async(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool, CUstream stream, bool per_thread) {
+/* The stream that the handle means, and whether it is being captured. */
+static CUresult enter_stream(CUstream *stream, bool per_thread, bool *captured) {
     if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
-    stream = sim_stream(stream, per_thread);
-    if (stream == NULL) return CUDA_ERROR_INVALID_CONTEXT;
+    *stream = sim_stream(*stream, per_thread);
+    return *stream == NULL ? CUDA_ERROR_INVALID_CONTEXT : sim_capture_check(*stream, captured);
+}
+
+static CUresult alloc_async(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool, CUstream stream, bool per_thread) {
     bool captured;
-    CUresult result = sim_capture_check(stream, &captured);
+    CUresult result = enter_stream(&stream, per_thread, &captured);
     if (result != CUDA_SUCCESS) return result;
     if (captured) {
         CUgraphNode node = sim_capture_add(stream, SIM_NODE_MEM_ALLOC);
@@ -277,7 +282,8 @@ static CUresult alloc_async(CUdeviceptr *pointer, size_t bytes, CUmemoryPool poo
         node->memory_bytes = bytes;
         return result;
     }
-    return take(pointer, bytes, stream->context, BY_POOL, pool != NULL ? pool : pool_of(stream->context->device), false);
+    return take(pointer, bytes, stream->context, BY_POOL, pool != NULL ? pool : pool_of(stream->context->device),
+                false);
 }
 SIM_EXPORT CUresult cuMemAllocAsync(CUdeviceptr *pointer, size_t bytes, CUstream stream) {
     return alloc_async(pointer, bytes, NULL, stream, false);
@@ -288,23 +294,23 @@ SIM_EXPORT CUresult cuMemAllocAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUs
 SIM_EXPORT CUresult cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool, CUstream stream) {
     return pool == NULL ? CUDA_ERROR_INVALID_VALUE : alloc_async(pointer, bytes, pool, stream, false);
 }
-SIM_EXPORT CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool, CUstream stream) {
+SIM_EXPORT CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool,
+                                                 CUstream stream) {
     return pool == NULL ? CUDA_ERROR_INVALID_VALUE : alloc_async(pointer, bytes, pool, stream, true);
 }
 
 static CUresult free_async(CUdeviceptr pointer, CUstream stream, bool per_thread) {
-    if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
-    stream = sim_stream(stream, per_thread);
-    if (stream == NULL) return CUDA_ERROR_INVALID_CONTEXT;
     bool captured;
-    CUresult result = sim_capture_check(stream, &captured);
+    CUresult result = enter_stream(&stream, per_thread, &captured);
     if (result != CUDA_SUCCESS) return result;
     if (!captured) return give(pointer, false);
     sim_capture_add(stream, SIM_NODE_MEM_FREE)->memory = pointer;
     return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) { return free_async(pointer, stream, false); }
-SIM_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream) { return free_async(pointer, stream, true); }
+SIM_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream) {
+    return free_async(pointer, stream, true);
+}
 
 /* A graph's allocation has its address at once and its memory from the first launch on. */
 CUresult sim_memory_alloc_node(size_t bytes, CUdeviceptr *pointer) {

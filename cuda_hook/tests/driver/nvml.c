@@ -74,7 +74,9 @@ static nvmlReturn_t text(char *out, unsigned length, const char *value) {
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned length) { return text(out, length, "570.00-simulated"); }
+EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned length) {
+    return text(out, length, "570.00-simulated");
+}
 EXPORT nvmlReturn_t nvmlSystemGetNVMLVersion(char *out, unsigned length) { return text(out, length, "12.570.00"); }
 EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
     *version = 12080;
@@ -159,8 +161,9 @@ static nvmlReturn_t processes(nvmlDevice_t device, unsigned *count, process_info
         const struct simgpu_process *p = &shared()->processes[i];
         if (!p->used) continue;
         if (found < room && infos != NULL)
-            infos[found] = (process_info){(unsigned)simgpu_pid_of(i), p->on[device->index].memory + p->on[device->index].context_bytes,
-                                          0xFFFFFFFFu, 0xFFFFFFFFu};
+            infos[found] = (process_info){(unsigned)simgpu_pid_of(i),
+                                          p->on[device->index].memory + p->on[device->index].context_bytes, 0xFFFFFFFFu,
+                                          0xFFFFFFFFu};
         found++;
     }
     simgpu_unlock();
@@ -173,7 +176,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device,
 EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned *count, process_info *infos) {
     return processes(device, count, infos);
 }
-EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count, process_info *infos) {
+EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count,
+                                                             process_info *infos) {
     (void)infos;
     if (!is_device(device)) return NVML_ERROR_INVALID_ARGUMENT;
     *count = 0;
@@ -204,25 +208,32 @@ static uint64_t realtime_offset_ns(void) {
     return (uint64_t)real.tv_sec * UINT64_C(1000000000) + (uint64_t)real.tv_nsec - simgpu_clock_ns();
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *out, unsigned *count,
-                                                    unsigned long long last_seen_us) {
+/* What a process did on the device, its samples complete up to now; NULL where there is no such process. */
+static const struct simgpu_process_device *sampled(int process, nvmlDevice_t device) {
+    struct simgpu_process *p = &shared()->processes[process];
+    if (!p->used) return NULL;
+    close_samples(&p->on[device->index], shared()->now_ns);
+    return &p->on[device->index];
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *out,
+                                                    unsigned *count, unsigned long long last_seen_us) {
     if (!is_device(device) || count == NULL) return NVML_ERROR_INVALID_ARGUMENT;
     unsigned room = *count, found = 0;
     uint64_t offset = realtime_offset_ns();
     simgpu_lock();
     simgpu_advance(simgpu_clock_ns());
     for (int i = 0; i < SIMGPU_PROCESSES; i++) {
-        struct simgpu_process *p = &shared()->processes[i];
-        if (!p->used) continue;
-        struct simgpu_process_device *on = &p->on[device->index];
-        close_samples(on, shared()->now_ns);
+        const struct simgpu_process_device *on = sampled(i, device);
+        if (on == NULL) continue;
         uint64_t kept = on->sample_count < SIMGPU_SAMPLES ? on->sample_count : SIMGPU_SAMPLES;
         for (uint64_t k = on->sample_count - kept; k < on->sample_count; k++) {
             const struct simgpu_sample *sample = &on->samples[k % SIMGPU_SAMPLES];
             unsigned long long stamp = (sample->end_ns + offset) / 1000;
             if (stamp <= last_seen_us || percent(sample->busy_ns) == 0) continue; /* idle samples are not reported */
             if (out != NULL && found < room)
-                out[found] = (nvmlProcessUtilizationSample_t){(unsigned)simgpu_pid_of(i), stamp, percent(sample->busy_ns), 0, 0, 0};
+                out[found] = (nvmlProcessUtilizationSample_t){
+                    (unsigned)simgpu_pid_of(i), stamp, percent(sample->busy_ns), 0, 0, 0};
             found++;
         }
     }
@@ -238,10 +249,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtili
     simgpu_lock();
     simgpu_advance(simgpu_clock_ns());
     for (int i = 0; i < SIMGPU_PROCESSES; i++) {
-        struct simgpu_process *p = &shared()->processes[i];
-        if (!p->used) continue;
-        struct simgpu_process_device *on = &p->on[device->index];
-        close_samples(on, shared()->now_ns);
+        const struct simgpu_process_device *on = sampled(i, device);
+        if (on == NULL) continue;
         if (on->sample_count > 0) busy += on->samples[(on->sample_count - 1) % SIMGPU_SAMPLES].busy_ns;
     }
     simgpu_unlock();

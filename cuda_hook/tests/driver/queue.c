@@ -209,7 +209,8 @@ uint64_t simgpu_stream_last(int stream) {
 }
 
 static void wait_locked(struct simgpu_shared *s, struct simgpu_stream *stream, uint64_t seq) {
-    while (stream->used && stream->done_seq < seq && stream->head != stream->tail) pause_until(s, earliest(s, stream, seq));
+    while (stream->used && stream->done_seq < seq && stream->head != stream->tail)
+        pause_until(s, earliest(s, stream, seq));
 }
 
 void simgpu_stream_wait(int stream, uint64_t seq) {

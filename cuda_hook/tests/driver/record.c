@@ -119,7 +119,8 @@ uint64_t simgpu_read_memory(const char *tenant, int device) {
     int index = find_tenant(tenant);
     uint64_t bytes = 0;
     for (int i = 0; i < SIMGPU_PROCESSES && index >= 0; i++)
-        if (S->processes[i].used && S->processes[i].tenant == (uint32_t)index) bytes += S->processes[i].on[device].memory;
+        if (S->processes[i].used && S->processes[i].tenant == (uint32_t)index)
+            bytes += S->processes[i].on[device].memory;
     simgpu_unlock();
     return bytes;
 }

@@ -219,7 +219,8 @@ int simgpu_event_state(int event, uint64_t *done_ns);
 void simgpu_event_wait(int event);
 /* Sequence number of the event's latest record, 0 = none. */
 uint64_t simgpu_event_recorded(int event);
-/* Host operation `seq` of `stream`: 1 due (run it, then mark it done), 0 not before *earliest_ns, -1 the stream is gone. */
+/* Host operation `seq` of `stream`: 1 due (run it, then mark it done), 0 not before *earliest_ns, -1 the stream is
+ * gone. */
 int simgpu_host_state(int stream, uint64_t seq, uint64_t *earliest_ns);
 void simgpu_host_done(int stream, uint64_t seq);
 

@@ -98,7 +98,8 @@ SIM_EXPORT CUresult cuStreamCreate(CUstream *out, unsigned flags) { return cuStr
 
 SIM_EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
     if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
-    if (stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD)
+        return CUDA_ERROR_INVALID_HANDLE;
     sim_capture_forget(stream);
     unlink_stream(stream);
     simgpu_stream_close(stream->slot);

@@ -36,11 +36,13 @@ SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *grain, const CUmemAllo
 SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *prop,
                                 unsigned long long flags) {
     if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
-    if (handle == NULL || prop == NULL || flags != 0 || bytes == 0 || bytes % VMM_GRAIN != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (handle == NULL || prop == NULL || flags != 0 || bytes == 0 || bytes % VMM_GRAIN != 0)
+        return CUDA_ERROR_INVALID_VALUE;
     struct physical *p = calloc(1, sizeof *p);
     if (p == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     p->device = prop->location.id;
-    p->bytes = prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE ? bytes : 0; /* host-located memory is not the card's */
+    p->bytes =
+        prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE ? bytes : 0; /* host-located memory is not the card's */
     p->references = 1;
     if (!simgpu_memory_take(p->device, p->bytes)) {
         free(p);
@@ -106,7 +108,8 @@ SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr pointer, size_t bytes) {
 }
 SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr pointer, size_t bytes, const void *access, size_t count) {
     (void)access, (void)count;
-    return mprotect((void *)(uintptr_t)pointer, bytes, PROT_READ | PROT_WRITE) == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return mprotect((void *)(uintptr_t)pointer, bytes, PROT_READ | PROT_WRITE) == 0 ? CUDA_SUCCESS
+                                                                                    : CUDA_ERROR_INVALID_VALUE;
 }
 SIM_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address) {
     CUdeviceptr pointer = (CUdeviceptr)(uintptr_t)address;

@@ -125,16 +125,68 @@ static void an_interval_longer_than_the_map_counts_in_full(void) {
     CHECK(got > 4999 * MS && got <= 5000 * MS);
 }
 
-static void quiet_codes_are_balanced_and_leave_two_containers_time_alone(void) {
+static uint64_t left(uint64_t seed, uint64_t predicted_ns, uint64_t now) {
+    struct sair_quiet who = {.seed = seed, .is_kept = 1, .processes = 1, .predicted_ns = predicted_ns};
+    return sair_quiet_left(&who, now);
+}
+
+static void each_of_two_containers_is_alone_now_and_then(void) {
     for (uint64_t seed = 0; seed < 500; seed++) {
-        uint16_t a = sair_quiet_code(seed), b = sair_quiet_code(seed * 7919 + 13);
-        CHECK(__builtin_popcount(a) == 8 && __builtin_popcount(b) == 8);
-        int alone = 0;
-        for (uint64_t now = 0; now < 3200 * MS; now += 200 * MS) {
-            alone += sair_quiet_left(a, now) == 0 && sair_quiet_left(b, now) == SAIR_QUIET_LENGTH_NS;
-            CHECK(sair_quiet_left(a, now + SAIR_QUIET_LENGTH_NS) == 0);
+        int quiet = 0, alone = 0, long_alone = 0;
+        /* Four periods with a long quiet make whole blocks of four of the others. */
+        for (uint64_t now = 0; now < SAIR_QUIET_CYCLE_NS * 2; now += 200 * MS) {
+            uint64_t own = left(seed, 0, now), other = left(seed + 1000, 0, now);
+            CHECK(left(seed, 0, now + SAIR_QUIET_LONG_NS) == 0);
+            quiet += own != 0;
+            alone += own == 0 && other == SAIR_QUIET_SHORT_NS;
+            long_alone += own == 0 && other == SAIR_QUIET_LONG_NS;
         }
-        CHECK(alone >= 1 || a == b);
+        CHECK(quiet >= 96 && quiet <= 160); /* half of 256, but for the short ones that a long one stands for */
+        CHECK(alone >= 10 && long_alone >= 1);
+    }
+}
+
+static void nothing_runs_into_a_long_quiet(void) {
+    for (uint64_t now = 0; now < SAIR_QUIET_CYCLE_NS; now += MS) {
+        uint64_t cycle = 1600 * MS, into = now % cycle, opens = 18 * MS;
+        if (into >= SAIR_QUIET_LONG_NS && into < cycle - 103 * MS) CHECK(left(1, 100 * MS, now) <= SAIR_QUIET_SHORT_NS);
+        /* 100 ms that would end after it opens wait for it, and then for as long as it is others'. */
+        if (into > cycle - 81 * MS) CHECK(left(1, 100 * MS, now) == cycle - into);
+        if (into < opens) CHECK(left(1, 100 * MS, now) >= opens - into);
+        /* What is over by then need not wait. */
+        if (into > cycle - 81 * MS) CHECK(left(1, 5 * MS, now) == 0);
+    }
+}
+
+static void long_launches_are_told_when_a_long_quiet_is_theirs(void) {
+    struct sair_quiet who = {.seed = 7, .is_kept = 1, .processes = 1, .predicted_ns = 100 * MS};
+    int opened = 0;
+    for (uint64_t now = 0; now < SAIR_QUIET_CYCLE_NS; now += MS) {
+        uint64_t in = sair_quiet_opens_in(&who, now);
+        if (in > 0) continue;
+        opened++;
+        CHECK(sair_quiet_left(&who, now) == 0 && now % (1600 * MS) >= 18 * MS && now % (1600 * MS) < 23 * MS);
+        CHECK(sair_quiet_opens_in(&who, now - 2000) <= 2000);
+    }
+    CHECK(opened == 8 * 5); /* eight of sixteen, 5 ms each */
+    who.predicted_ns = 20 * MS;
+    CHECK(sair_quiet_opens_in(&who, 18 * MS) == UINT64_MAX);
+}
+
+static void processes_of_a_container_take_turns(void) {
+    for (unsigned count = 2; count <= 8; count++) {
+        unsigned turns[8] = {0};
+        for (uint64_t now = 0; now < 160000 * MS; now += 200 * MS) {
+            unsigned loud = 0;
+            for (unsigned rank = 0; rank < count; rank++) {
+                struct sair_quiet who = {.is_kept = 0, .processes = count, .rank = rank};
+                if (sair_quiet_left(&who, now) != 0) continue;
+                loud++;
+                turns[rank]++;
+            }
+            CHECK(loud == 1);
+        }
+        for (unsigned rank = 0; rank < count; rank++) CHECK(turns[rank] > 400 / count && turns[rank] < 1600 / count);
     }
 }
 
@@ -162,7 +214,8 @@ static void stretched_spans_do_not_raise_the_low_but_a_dearer_kernel_does(void) 
     struct sair_key k = key(1001);
     struct sair_cost *c = sair_cost_find(&k);
     uint64_t now = NOW;
-    for (int i = 0; i < 1000; i++, now += MS) sair_cost_learn(c, i % 10 == 0 ? 1000000 : 2600000, 1, 1, SAIR_COST_WINDOW_NS, now);
+    for (int i = 0; i < 1000; i++, now += MS)
+        sair_cost_learn(c, i % 10 == 0 ? 1000000 : 2600000, 1, 1, SAIR_COST_WINDOW_NS, now);
     CHECK(c->low_ns == 1000000);
     for (int i = 0; i < 600; i++, now += MS) sair_cost_learn(c, 3000000, 1, 1, SAIR_COST_WINDOW_NS, now);
     CHECK(c->low_ns == 3000000);
@@ -205,7 +258,10 @@ int main(void) {
     RUN(adjoining_intervals_sum_to_the_whole);
     RUN(the_map_forgets_after_its_turn);
     RUN(an_interval_longer_than_the_map_counts_in_full);
-    RUN(quiet_codes_are_balanced_and_leave_two_containers_time_alone);
+    RUN(each_of_two_containers_is_alone_now_and_then);
+    RUN(nothing_runs_into_a_long_quiet);
+    RUN(long_launches_are_told_when_a_long_quiet_is_theirs);
+    RUN(processes_of_a_container_take_turns);
     RUN(shapes_of_one_function_are_apart);
     RUN(a_rough_first_measurement_yields_to_a_good_one);
     RUN(stretched_spans_do_not_raise_the_low_but_a_dearer_kernel_does);

@@ -31,8 +31,10 @@ static void white_space_alone_means_not_granted(void) {
 }
 
 static void anything_else_is_garbage(void) {
-    const char *bad[] = {"0", "0.0", "1.01", "2", "-0.3", "+0.3", "0,3", "0.3x", "x", "1e-1", "nan", "inf", ".", "0.3 0.4",
-                         "99999999999999999999", "0x1", "0.3.3"};
+    const char *bad[] = {"0",    "0.0",  "1.01", "2",       "-0.3",
+                         "+0.3", "0,3",  "0.3x", "x",       "1e-1",
+                         "nan",  "inf",  ".",    "0.3 0.4", "99999999999999999999",
+                         "0x1",  "0.3.3"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         CHECK(parse(bad[i]) == SAIR_GRANT_GARBAGE);
         CHECK(rate == 0);

@@ -1,6 +1,6 @@
 /*
  * Fuzzing the parsers of untrusted text: the grant file and the settings. Built with clang -fsanitize=fuzzer it is a
- * libFuzzer target; otherwise main() below mutates seeds deterministically, for the given number of rounds.
+ * libFuzzer target, guided by coverage; otherwise main() below mutates the seeds deterministically.
  */
 #include "../../src/config.h"
 
@@ -50,6 +50,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 }
 
 #ifndef SAIR_LIBFUZZER
+#define SEEDS 64
+#define LONGEST 96
+
+struct seed {
+    uint8_t data[LONGEST];
+    size_t size;
+};
+
 static uint64_t state = UINT64_C(0x243f6a8885a308d3);
 
 static uint32_t random_below(uint32_t bound) {
@@ -59,31 +67,47 @@ static uint32_t random_below(uint32_t bound) {
     return (uint32_t)(state >> 32) % bound;
 }
 
-int main(int argc, char **argv) {
-    static const char *const seeds[] = {"0.35", "1", " 0.05\n", "1.000000", "0.0000001", "20", "4096", "error", "", "info"};
+static uint8_t random_byte(void) {
     static const char alphabet[] = "0123456789.+-eE \n\t\rxX,/";
-    long rounds = argc > 1 ? atol(argv[1]) : 1000000;
+    return random_below(4) == 0 ? (uint8_t)random_below(256) : (uint8_t)alphabet[random_below(sizeof alphabet)];
+}
+
+/* Replace, insert or remove one byte. */
+static void edit(struct seed *input) {
+    uint32_t at = random_below((uint32_t)input->size + 1);
+    if (random_below(3) == 0 && input->size > 0) {
+        input->data[at % input->size] = random_byte();
+    } else if (random_below(2) == 0 && input->size < LONGEST) {
+        memmove(&input->data[at + 1], &input->data[at], input->size - at);
+        input->data[at] = random_byte();
+        input->size++;
+    } else if (input->size > 0) {
+        at %= (uint32_t)input->size;
+        memmove(&input->data[at], &input->data[at + 1], input->size - at - 1);
+        input->size--;
+    }
+}
+
+int main(int argc, char **argv) {
+    static struct seed seeds[SEEDS];
+    uint32_t count = 0;
+    long rounds = argc > 1 ? atol(argv[1]) : 0;
+    for (int i = 2; i < argc && count < SEEDS; i++) {
+        FILE *file = fopen(argv[i], "rb");
+        if (file == NULL) continue;
+        seeds[count].size = fread(seeds[count].data, 1, LONGEST, file);
+        fclose(file);
+        LLVMFuzzerTestOneInput(seeds[count].data, seeds[count].size);
+        count++;
+    }
+    if (rounds < 1 || count == 0) {
+        fprintf(stderr, "usage: fuzz ROUNDS SEED-FILE...\n");
+        return 2;
+    }
     for (long round = 0; round < rounds; round++) {
-        uint8_t data[96];
-        const char *seed = seeds[random_below(sizeof seeds / sizeof seeds[0])];
-        size_t size = strlen(seed);
-        memcpy(data, seed, size);
-        for (uint32_t edits = random_below(6); edits > 0; edits--) {
-            uint32_t at = random_below((uint32_t)size + 1);
-            uint8_t byte = random_below(4) == 0 ? (uint8_t)random_below(256) : (uint8_t)alphabet[random_below(sizeof alphabet)];
-            if (random_below(3) == 0 && size > 0) {
-                data[at % size] = byte;
-            } else if (random_below(2) == 0 && size < sizeof data) {
-                memmove(&data[at + 1], &data[at], size - at);
-                data[at] = byte;
-                size++;
-            } else if (size > 0) {
-                at %= (uint32_t)size;
-                memmove(&data[at], &data[at + 1], size - at - 1);
-                size--;
-            }
-        }
-        LLVMFuzzerTestOneInput(data, size);
+        struct seed input = seeds[random_below(count)];
+        for (uint32_t edits = random_below(6); edits > 0; edits--) edit(&input);
+        LLVMFuzzerTestOneInput(input.data, input.size);
     }
     printf("%ld inputs\n", rounds);
     return 0;

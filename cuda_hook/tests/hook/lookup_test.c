@@ -67,13 +67,53 @@ static void every_version_of_dlsym_and_dlvsym(void) {
     CHECK(dlvsym(driver, "cuLaunchKernel", "NO_SUCH_VERSION") == NULL);
 }
 
+/* A program keeps the version of dlsym and dlvsym that it was linked against, whatever the C library's newest is. */
+#if defined(__x86_64__)
+#define OLDEST "GLIBC_2.2.5"
+#else
+#define OLDEST "GLIBC_2.17"
+#endif
+extern void *oldest_dlsym(void *, const char *);
+extern void *oldest_dlvsym(void *, const char *, const char *);
+__asm__(".symver oldest_dlsym,dlsym@" OLDEST);
+__asm__(".symver oldest_dlvsym,dlvsym@" OLDEST);
+#if __GLIBC_PREREQ(2, 34)
+extern void *merged_dlsym(void *, const char *);
+extern void *merged_dlvsym(void *, const char *, const char *);
+__asm__(".symver merged_dlsym,dlsym@GLIBC_2.34");
+__asm__(".symver merged_dlvsym,dlvsym@GLIBC_2.34");
+#else
+#define merged_dlsym dlsym
+#define merged_dlvsym dlvsym
+#endif
+
+static void programs_linked_against_any_version_meet_the_hook(void) {
+    CHECK(is_hook(oldest_dlsym(driver, "cuLaunchKernel"), "cuLaunchKernel"));
+    CHECK(is_hook(merged_dlsym(driver, "cuLaunchKernel"), "cuLaunchKernel"));
+    /* The library's own functions come back as they would without us, by any version. */
+    CHECK(oldest_dlvsym(RTLD_DEFAULT, "malloc", OLDEST) == merged_dlvsym(RTLD_DEFAULT, "malloc", OLDEST));
+    CHECK(oldest_dlsym(RTLD_DEFAULT, "malloc") == merged_dlsym(RTLD_DEFAULT, "malloc"));
+    CHECK(oldest_dlsym(driver, "cuInit") == merged_dlsym(driver, "cuInit"));
+    CHECK(oldest_dlvsym(driver, "cuLaunchKernel", "NO_SUCH_VERSION") == NULL);
+}
+
+/* Two libraries define the same name; the first looks for the next after itself. */
+static void rtld_next_means_next_after_the_caller(void) {
+    int (*ask)(void);
+    void *at = dlsym(RTLD_DEFAULT, "first_asks_for_next");
+    CHECK(at != NULL);
+    memcpy(&ask, &at, sizeof at);
+    CHECK(ask() == 2);
+}
+
 static get_v1 get;
 static get_v2 get2;
 
 static int gets(const char *name, int version, cuuint64_t flags, const char *symbol) {
     void *one = NULL, *two = NULL;
     CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
-    if (get(name, &one, version, flags) != CUDA_SUCCESS || get2(name, &two, version, flags, &status) != CUDA_SUCCESS) return 0;
+    if (get(name, &one, version, flags) != CUDA_SUCCESS || get2(name, &two, version, flags, &status) != CUDA_SUCCESS)
+        return 0;
     return one == two && status == CU_GET_PROC_ADDRESS_SUCCESS && is_hook(one, symbol);
 }
 
@@ -127,6 +167,8 @@ int main(void) {
     RUN(dlsym_with_a_handle);
     RUN(what_is_not_hooked_is_the_drivers);
     RUN(every_version_of_dlsym_and_dlvsym);
+    RUN(programs_linked_against_any_version_meet_the_hook);
+    RUN(rtld_next_means_next_after_the_caller);
     RUN(cu_get_proc_address_honours_version_and_flags);
     RUN(cu_get_proc_address_passes_refusals_through);
     RUN(after_dlclose_the_addresses_still_work);

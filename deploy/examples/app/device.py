@@ -8,6 +8,7 @@ __all__ = ["Device", "DeviceError"]
 
 _BLOCKS = 132
 _THREADS = 32
+_LAYER_S = 0.001
 
 # Every block watches the card's nanosecond timer until its time is up.
 _PTX = b"""
@@ -53,11 +54,13 @@ class Device:
         self._function = function
 
     def work(self, seconds: float) -> None:
-        """Keep the whole card busy for so long and wait until it is done."""
-        duration = ctypes.c_uint64(round(seconds * 1e9))
+        """Keep the whole card busy for so long, in kernels as short as a network's layers, and wait until it is done."""
+        layers = max(1, round(seconds / _LAYER_S))
+        duration = ctypes.c_uint64(round(seconds / layers * 1e9))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(duration))
         shape = [ctypes.c_uint(n) for n in (_BLOCKS, 1, 1, _THREADS, 1, 1)]
-        self._call("cuLaunchKernel", self._function, *shape, ctypes.c_uint(0), None, parameters, None)
+        for _ in range(layers):
+            self._call("cuLaunchKernel", self._function, *shape, ctypes.c_uint(0), None, parameters, None)
         self._call("cuCtxSynchronize")
 
     def _call(self, name: str, *arguments: object) -> None:

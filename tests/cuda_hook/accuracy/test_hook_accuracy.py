@@ -1,8 +1,8 @@
 """A reduced accuracy suite, with margin: shares by the simulated device's own record, never by the host's clock.
 
-Windows that fall short because the host kept the application from running are left out and reported; where that leaves too
-few of them twice in a row, the case says so and is skipped rather than passed. Each case has a GPU of its own, so that they
-run a few at a time.
+Windows that fall short because the host kept the application from running are left out, and a case that has too few others
+is run again; one that never gets enough says so and is skipped rather than passed. A miss counts if it happens twice. Each
+case has a GPU of its own, so that they run a few at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single
-from cuda_hook.accuracy.shapes import SHAPES
+from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single, unslowed
+from cuda_hook.accuracy.shapes import PAIR_SHAPES, SHAPES
 from cuda_hook.accuracy.verdict import Verdict
 
 # Of the bars: a busy CI machine may take this much more.
 _MARGIN = 2.0
 _SECONDS = 2.5
 _AT_ONCE = 3
+_ATTEMPTS = 5
+_MISSES = 2
 _BY_NAME = {shape.name: shape for shape in SHAPES}
 
 Measure = Callable[[Bench], Verdict]
@@ -36,7 +38,7 @@ _SINGLE = [
     ("graph, 1 ms", 0.3),
     ("mix 20 us / 10 ms, 4 streams", 0.5),
 ]
-_SHORT, _MIDDLE = _BY_NAME["200 us, grid 132"], _BY_NAME["1 ms, grid 8192, async"]
+_SHORT, _MIDDLE, _LONG = PAIR_SHAPES
 
 
 def _measure_single(name: str, rate: float) -> Measure:
@@ -49,6 +51,9 @@ _CASES: dict[str, tuple[Measure, Mapping[str, str | bool]]] = {
     "three processes": (lambda bench: siblings(bench, _MIDDLE, 0.5, 3), {}),
     "two containers, fifo": (lambda bench: pair(bench, _SHORT, _MIDDLE), {"agent": True, "arbiter": "fifo"}),
     "two containers, rr": (lambda bench: pair(bench, _SHORT, _MIDDLE), {"agent": True, "arbiter": "rr"}),
+    "two containers, rr, no agent": (lambda bench: pair(bench, _LONG, _MIDDLE), {"arbiter": "rr"}),
+    "two and one processes, rr, no agent": (lambda bench: pair(bench, _MIDDLE, _LONG, 0, (2, 1)), {"arbiter": "rr"}),
+    "asking for less": (lambda bench: unslowed(bench, "kernel:5000:132:sync:pause=15000", 0.5, 60), {}),
 }
 
 
@@ -58,10 +63,15 @@ def _bench(directory: Path, options: Mapping[str, str | bool]) -> Bench:
 
 def _run(case: str, directory: Path) -> Verdict:
     measure, options = _CASES[case]
-    verdict = measure(_bench(directory / "first", options))
-    if verdict.is_conclusive and _holds(verdict):
-        return verdict
-    return measure(_bench(directory / "second", options))
+    misses = 0
+    for attempt in range(_ATTEMPTS):
+        verdict = measure(_bench(directory / str(attempt), options))
+        if not verdict.is_conclusive:
+            continue
+        misses += not _holds(verdict)
+        if _holds(verdict) or misses == _MISSES:
+            break
+    return verdict
 
 
 def _holds(verdict: Verdict) -> bool:

@@ -49,6 +49,32 @@ async def test_the_node_is_annotated_with_its_gpus(
             await api.delete(NODES.path(None, "agent-test"))
 
 
+async def test_without_nvml_an_inventory_that_an_administrator_wrote_stays(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    by_hand = '[{"memoryMi":16000,"model":"by hand","uuid":"GPU-0"}]'
+    async with await Api.from_environment(control_plane.kubeconfig) as api:
+        metadata = {"name": "static-inventory", "annotations": {GPUS: by_hand}}
+        await api.create(NODES.path(), {"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+        settings = AgentSettings(
+            node_name="static-inventory",
+            host="127.0.0.1",
+            port=0,
+            pods_path=str(tmp_path),
+            nvml_library="libno-nvml-here.so.1",
+            inventory_s=0.05,
+        )
+        try:
+            async with running(settings, api, registry=CollectorRegistry()) as agent:
+                # An inventory would be announced at once.
+                await asyncio.sleep(1.0)
+                assert not agent.work.done()
+                node = await api.get(NODES.path(None, "static-inventory"))
+            assert node["metadata"]["annotations"][GPUS] == by_hand
+        finally:
+            await api.delete(NODES.path(None, "static-inventory"))
+
+
 def test_a_pod_is_named_with_its_pipeline_and_stage() -> None:
     raw = {
         "metadata": {

@@ -31,7 +31,7 @@ def test_part_of_a_bin_counts_as_part() -> None:
 @pytest.mark.parametrize("kind", ["kernel", "cooperative", "ptsz", "graph", "mix"])
 def test_the_worker_drives_every_shape(bench: Bench, gpu: GroundTruth, kind: str) -> None:
     environment = bench.container("worker", hooked=False).environment({"PYTHONPATH": str(ROOT)})
-    command = [sys.executable, "-m", "cuda_hook.gpu_check.worker", kind, "1000", "132", "1", "0.2", "1.0"]
+    command = [sys.executable, "-m", "cuda_hook.gpu_check.worker", kind, "1000", "132", "1", "0.2", "1.0", "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     report = json.loads(done.stdout)
     assert report["launches"] > 0

@@ -36,6 +36,38 @@ class _Array3D(ctypes.Structure):
     )
 
 
+class _OldArray3D(ctypes.Structure):
+    """Of CUDA 2 and 3.0."""
+
+    _fields_ = (
+        ("width", ctypes.c_uint),
+        ("height", ctypes.c_uint),
+        ("depth", ctypes.c_uint),
+        ("format", ctypes.c_int),
+        ("channels", ctypes.c_uint),
+        ("flags", ctypes.c_uint),
+    )
+
+
+class _AllocNode(ctypes.Structure):
+    _fields_ = (
+        ("pool", ctypes.c_uint64 * 11),
+        ("access", ctypes.c_void_p),
+        ("access_count", ctypes.c_size_t),
+        ("bytes", ctypes.c_size_t),
+        ("pointer", ctypes.c_uint64),
+    )
+
+
+class _Node(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("reserved", ctypes.c_int * 3),
+        ("alloc", _AllocNode),
+        ("rest", ctypes.c_uint64 * 15),
+    )
+
+
 class _External(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_int),
@@ -114,6 +146,18 @@ class _Paths:
         self._free = lambda: self._cuda("cuArrayDestroy", handle)
         return code
 
+    def old_linear(self, size: int) -> int:
+        pointer = ctypes.c_uint()
+        code = self._cuda.try_("cuMemAlloc", ctypes.byref(pointer), size)
+        self._free = lambda: self._cuda("cuMemFree", pointer.value)
+        return code
+
+    def old_array(self, size: int) -> int:
+        descriptor, handle = _OldArray3D(size // 4096, 1024, 0, 0x20, 1, 0), Handle()
+        code = self._cuda.try_("cuArray3DCreate", ctypes.byref(handle), ctypes.byref(descriptor))
+        self._free = lambda: self._cuda("cuArrayDestroy", handle)
+        return code
+
     def mipmapped(self, size: int) -> int:
         descriptor, handle = _Array3D(size // 4096, 1024, 0, 0x20, 1, 0), Handle()
         code = self._cuda.try_("cuMipmappedArrayCreate", ctypes.byref(handle), ctypes.byref(descriptor), 1)
@@ -135,7 +179,9 @@ PATHS = (
     "from_pool",
     "virtual",
     "mapped_virtual",
+    "old_linear",
     "array",
+    "old_array",
     "mipmapped",
     "external",
 )
@@ -167,12 +213,67 @@ def no_path_exceeds_the_limit() -> None:
     expect(cuda.memory(), (256 * MIB, 256 * MIB))
 
 
+def _held(cuda: Cuda) -> int:
+    return 256 * MIB - cuda.memory()[0]
+
+
+def graphs_that_allocate_stay_counted() -> None:
+    """Under a limit of 256 MiB: nodes that allocate count from their creation on, however the graph was made."""
+    cuda = Cuda()
+    graph, node = cuda.make("cuGraphCreate", 0), Handle()
+    params = _AllocNode(bytes=64 * MIB)
+    cuda("cuGraphAddMemAllocNode", ctypes.byref(node), graph, None, 0, ctypes.byref(params))
+    expect(_held(cuda), 64 * MIB)
+    for name, edges, held in (("cuGraphAddNode", (), 128), ("cuGraphAddNode_v2", (None,), 192)):
+        described = _Node(type=10, alloc=_AllocNode(bytes=64 * MIB))
+        cuda(name, ctypes.byref(node), graph, None, *edges, 0, ctypes.byref(described))
+        expect((name, _held(cuda)), (name, held * MIB))
+    described = _Node(type=10, alloc=_AllocNode(bytes=65 * MIB))
+    expect(cuda.try_("cuGraphAddNode", ctypes.byref(node), graph, None, 0, ctypes.byref(described)), OUT_OF_MEMORY)
+
+
+def a_captured_free_gives_nothing_back() -> None:
+    """What a captured graph allocates and frees it holds again whenever it runs."""
+    cuda = Cuda()
+    stream, pointer = cuda.stream(), ctypes.c_uint64()
+    for twin in ("", "_ptsz"):
+        before = _held(cuda)
+        cuda(f"cuStreamBeginCapture_v2{twin}", stream, 2)
+        cuda(f"cuMemAllocAsync{twin}", ctypes.byref(pointer), 64 * MIB, stream)
+        cuda(f"cuMemFreeAsync{twin}", pointer, stream)
+        cuda.make_last(f"cuStreamEndCapture{twin}", stream)
+        expect((twin, _held(cuda) - before), (twin, 64 * MIB))
+
+
+def pools_belong_to_the_device() -> None:
+    """What came from a pool outlives the context that was current, and the pool; it is given back when it is freed."""
+    cuda = Cuda()
+    context, pointer = Handle(), ctypes.c_uint64()
+    cuda("cuCtxCreate_v2", ctypes.byref(context), 0, 0)
+    cuda("cuMemAllocAsync", ctypes.byref(pointer), 64 * MIB, None)
+    cuda("cuCtxDestroy_v2", context)
+    expect(_held(cuda), 64 * MIB)
+    cuda("cuMemFreeAsync", pointer, None)
+    expect(_held(cuda), 0)
+    pool = cuda.make("cuMemPoolCreate", ctypes.byref((ctypes.c_uint64 * 11)(1, 1)))
+    cuda("cuMemAllocFromPoolAsync", ctypes.byref(pointer), 64 * MIB, pool, None)
+    cuda("cuMemPoolDestroy", pool)
+    expect(_held(cuda), 64 * MIB)
+    cuda("cuMemFreeAsync", pointer, None)
+    expect(_held(cuda), 0)
+
+
 def the_limit_is_what_the_device_reports() -> None:
     cuda = Cuda()
     total = ctypes.c_size_t()
     cuda("cuDeviceTotalMem_v2", ctypes.byref(total), 0)
     expect(total.value, 256 * MIB)
     expect(cuda.memory(), (256 * MIB, 256 * MIB))
+    old_total, old_free = ctypes.c_uint(), ctypes.c_uint()
+    cuda("cuDeviceTotalMem", ctypes.byref(old_total), Handle(0))
+    expect(old_total.value, 256 * MIB)
+    cuda("cuMemGetInfo", ctypes.byref(old_free), ctypes.byref(old_total))
+    expect((old_free.value, old_total.value), (256 * MIB, 256 * MIB))
     # "Use 90 % of the card" has to work.
     expect(_Paths(cuda).plain(int(0.9 * total.value)), SUCCESS)
 
@@ -189,6 +290,16 @@ def nvml_reports_the_limit_as_well() -> None:
     expect(nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)), 0)
     expect(nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)), 0)
     expect((memory.total, memory.free, memory.used), (256 * MIB, 200 * MIB, 56 * MIB))
+
+    class MemoryV2(ctypes.Structure):
+        _fields_ = (
+            ("version", ctypes.c_uint),
+            *((name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")),
+        )
+
+    newer = MemoryV2(version=ctypes.sizeof(MemoryV2) | 2 << 24)
+    expect(nvml.nvmlDeviceGetMemoryInfo_v2(device, ctypes.byref(newer)), 0)
+    expect((newer.total, newer.free, newer.used), (256 * MIB, 200 * MIB, 56 * MIB))
 
 
 def a_destroyed_context_gives_its_memory_back() -> None:
