@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import secrets
+import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -19,15 +21,21 @@ from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from controller.metrics import ControllerMetrics
+from controller.observe.fetching import Fetcher
+from controller.observe.prometheus import PrometheusServer, PrometheusSource
 from controller.observe.scraper import Scraper
+from controller.observe.source import Source
 from controller.settings import Settings, load_settings
+from controller.sharding import shard_of
+from controller.shards import Shards
 from controller.status import StatusWriter
 from controller.tuning import Tuning
 from controller.watching import Watching
 from controller.worlds.kubernetes import COMPONENT, KubernetesWorld, WallClock
+from sair.errors import SettingsError
 from sair.kube.client import Api
 from sair.kube.events import Recorder
-from sair.kube.lease import Leadership, lead, own_identity
+from sair.kube.lease import ElectionTiming, Leadership, lead, own_identity
 from sair.logs import configure, get_logger
 from sair.metrics import new_registry
 from sair.serving import health_routes, new_application, serve, stop_signal
@@ -58,7 +66,6 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
         api = await stack.enter_async_context(await Api.from_environment(kubeconfig))
-        session = await stack.enter_async_context(aiohttp.ClientSession())
         store = Store.from_url(settings.redis_url)
         stack.push_async_callback(store.close)
         model = None
@@ -75,6 +82,7 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
         _log.info("serving", port=served.port, identity=identity)
         recorder = Recorder(api, COMPONENT, identity.split("_")[0])
         clock = WallClock()
+        source = await _source(settings, clock, stack)
         tuning = Tuning(
             interval_s=settings.interval_s,
             window_s=settings.window_s,
@@ -82,11 +90,18 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
             prices=settings.prices,
         )
 
-        async def work(term: Leadership) -> None:
+        async def work(shard: int, may_act: Callable[[], bool]) -> None:
             # Anew for each term: what this process knew in an earlier one, another leader has moved on from.
-            _log.info("leading", identity=identity)
-            scraper = Scraper(session, clock.now)
-            world = KubernetesWorld(api, watching, scraper, settings.prices, clock=clock, may_act=term.is_leader)
+            _log.info("leading", identity=identity, shard=shard, of=settings.shards)
+            world = KubernetesWorld(
+                api,
+                watching,
+                source,
+                settings.prices,
+                clock=clock,
+                may_act=may_act,
+                owns=lambda namespace: shard_of(namespace, settings.shards) == shard,
+            )
             memory = MirroredMemory(store, capacity=settings.memory_capacity)
             status = StatusWriter(api, world, recorder, memory, model_settings, metrics)
             writer = secrets.token_hex(4)
@@ -95,26 +110,59 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
                 seed = secrets.randbits(32)
                 return PipelineLoop(key, world, memory, tuning, model=model, watcher=status, seed=seed, writer=writer)
 
-            metrics.leading(True)
+            metrics.leading(True, shard)
             try:
                 await Fleet(world, status, metrics, loop_of).run()
             finally:
-                metrics.leading(False)
-                _log.info("leading no more", identity=identity)
+                metrics.leading(False, shard)
+                _log.info("leading no more", identity=identity, shard=shard, of=settings.shards)
+
+        async def lead_or_share() -> None:
+            name, timing = settings.lease_name, ElectionTiming()
+            if settings.shards == 1:
+                await lead(
+                    lambda: Leadership(api, settings.namespace, name, identity=identity, timing=timing),
+                    lambda term: work(0, term.is_leader),
+                )
+            else:
+                await Shards(
+                    api, settings.namespace, name, settings.shards, identity=identity, work=work, timing=timing
+                ).run()
 
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(watching.run()),
                 group.create_task(recorder.run()),
-                group.create_task(
-                    lead(lambda: Leadership(api, settings.namespace, settings.lease_name, identity=identity), work)
-                ),
+                group.create_task(lead_or_share()),
             ]
             await stop.wait()
             _log.info("stopping")
             for task in tasks:
                 task.cancel()
         _log.info("stopped")
+
+
+async def _source(settings: Settings, clock: WallClock, stack: contextlib.AsyncExitStack) -> Source:
+    """Where metrics come from; one for all shards, so that nobody is asked twice."""
+    if settings.metrics_source == "pods":
+        return Scraper(await stack.enter_async_context(Fetcher()), clock.now)
+    ca_file = settings.prometheus_ca_file
+    try:
+        trusted = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            "SAIR_CONTROLLER_PROMETHEUS_CA_FILE", ca_file, f"a file of certificates ({error})"
+        ) from error
+    own = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)))
+    server = PrometheusServer(
+        settings.prometheus_url,
+        settings.prometheus_namespace_label,
+        settings.prometheus_pod_label,
+        Path(settings.prometheus_token_file) if settings.prometheus_token_file else None,
+    )
+    source = PrometheusSource(own, server, clock.now)
+    stack.push_async_callback(source.aclose)
+    return source
 
 
 if __name__ == "__main__":

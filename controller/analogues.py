@@ -10,11 +10,12 @@ import numpy as np
 
 from controller.peak import Peaks
 
-__all__ = ["AHEAD_S", "Analogues", "expected_growth", "remember"]
+__all__ = ["GROWTH_LEAST", "Analogues", "expected_growth", "remember"]
 
-AHEAD_S: Final = 120.0
+GROWTH_LEAST: Final = 1.5
+"""Growth that must be expected before anything is raised for it; ordinary growth is followed as it comes."""
 _KEPT: Final = 512
-_BANDWIDTHS: Final = (0.06, 0.12, 0.12)
+_BANDWIDTHS: Final = (0.045, 0.12, 0.12)
 """Of level, tilt and phase: how far apart two moments are still alike."""
 _IRREGULARITY_MOST: Final = 0.3
 """Coefficient of variation of the gaps between bursts from which on the phase says nothing."""
@@ -38,7 +39,8 @@ def signature(peaks: Peaks, rate: float, slope: float, now: float) -> tuple[floa
 
     Rate against the slow mean, relative slope, and how much of the usual gap between bursts has passed.
     """
-    level = math.log2(max(rate, 1e-3) / max(peaks.base, 1e-3)) / 4.0 + 0.5
+    highest = max(rate, peaks.recent[-1][1] if peaks.recent else 0.0)
+    level = math.log2(max(highest, 1e-3) / max(peaks.base, 1e-3)) / 4.0 + 0.5
     tilt = 0.5 + 10.0 * slope / max(rate, 1e-3)
     phase = 0.0
     if peaks.gaps and peaks.burst_s is not None:
@@ -60,7 +62,9 @@ def _bounded(value: float) -> float:
     return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.5
 
 
-def remember(analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak: float, now: float) -> Analogues:
+def remember(
+    analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak: float, now: float, ahead_s: float
+) -> Analogues:
     """Append this moment, and tell the moments of the last two minutes how far arrivals have grown since.
 
     ``peak`` is the round's peak without what chance adds to it: ``peaks.recent`` has it.
@@ -68,7 +72,7 @@ def remember(analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak
     if not math.isfinite(rate) or rate <= 0:
         return analogues
     growths = tuple(
-        max(growth, round(peak / then, 3)) if 0 < now - at <= AHEAD_S else growth
+        max(growth, round(peak / then, 3)) if 0 < now - at <= ahead_s else growth
         for at, then, growth in zip(analogues.times_s, analogues.rates, analogues.growths, strict=True)
     )
     return replace(
@@ -80,12 +84,12 @@ def remember(analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak
     )
 
 
-def expected_growth(analogues: Analogues, peaks: Peaks, rate: float, slope: float, now: float) -> float:
+def expected_growth(analogues: Analogues, peaks: Peaks, rate: float, slope: float, now: float, ahead_s: float) -> float:
     """The factor by which at least half of the analogues' weight had grown two minutes later; 1 without enough of them.
 
     Moments younger than two minutes have no outcome yet and do not count.
     """
-    done = sum(now - at > AHEAD_S for at in analogues.times_s)
+    done = sum(now - at > ahead_s for at in analogues.times_s)
     if done < 2 or not rate > 0:
         return 1.0
     past = np.array(analogues.signatures[:done])

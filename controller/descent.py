@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from controller.case import Case, breached, each_delta, no_fall
 from controller.decision import Situation
+from controller.identification import fitted_curve
+from controller.prediction import StageModel
 from controller.reflex import queue_threshold_s
 from controller.state import Action, StageDelta, StageObservation, project, project_all
 
@@ -20,6 +22,26 @@ def growing(stage: StageObservation, threshold_s: float) -> bool:
     busy = stage.service_s if stage.service_s and math.isfinite(stage.service_s) else None
     capacity = stage.ready / busy if busy else stage.departures_per_s
     return stage.queue_slope > 0 and stage.queue_depth > max(1.0, threshold_s * capacity)
+
+
+def _worked(seen: StageObservation) -> float:
+    """CPU utilisation without the core that a host thread keeps busy while it waits for the GPU: CUDA's synchronisation spins."""
+    if seen.allocation.gpu_rate is None or not math.isfinite(seen.gpu_utilisation):
+        return seen.cpu_utilisation
+    return max(0.0, seen.cpu_utilisation - max(0.0, seen.gpu_utilisation) / (seen.allocation.cpu / 1000))
+
+
+def _at_full_batches(seen: StageObservation, model: StageModel) -> float:
+    """Which part of the time it takes now a stage would take for the same requests if its batches were full.
+
+    A stage that batches fills the time it is given: with short batches it is busy also where it has much to spare.
+    """
+    curve, batch = fitted_curve(model.fit), seen.mean_batch
+    if batch is None or not 1.0 < batch < curve.batch_max:
+        return 1.0
+    cores = seen.allocation.cpu / 1000
+    share = seen.allocation.gpu_rate.fraction if seen.allocation.gpu_rate else 1.0
+    return float(curve.service_s(cores, share, curve.batch_max) / curve.service_s(cores, share, batch))
 
 
 def stale(situation: Situation, scrape_interval_s: float) -> str | None:
@@ -100,9 +122,10 @@ class SafeDescent:
         growth = max(1.0, peak / served) if served > 0 else 1.0
         fewer = seen.ready / max(1, min(after.replicas, seen.ready))
         limit = max(case.model.tuning.utilisation_limit, 1.0)
-        shares = [("CPU", seen.cpu_utilisation, now.cpu / after.cpu)]
+        shares = [("CPU", _worked(seen), now.cpu / after.cpu)]
         if now.gpu_rate and after.gpu_rate:
-            shares.append(("GPU", seen.gpu_utilisation, now.gpu_rate.milli / after.gpu_rate.milli))
+            used = seen.gpu_utilisation * _at_full_batches(seen, case.model.stages[delta.stage])
+            shares.append(("GPU", used, now.gpu_rate.milli / after.gpu_rate.milli))
         for what, used, less in shares:
             touched = fewer > 1.0 or less > 1.0
             if touched and not used * fewer * less * growth <= limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from controller.cluster import ScaleTarget, Workload
 from controller.state import Limits, PipelineView, StageView
@@ -13,7 +13,7 @@ from sair.errors import InvalidInput
 from sair.pipeline import Mode, Pipeline, PipelineSpec, PipelineStatus, StageBounds, topological_order
 from sair.quantities import GpuRate, Mebibytes, Millicores, parse_cpu, parse_duration
 
-__all__ = ["DEFAULT_BUDGET_PER_HOUR", "DEFAULT_SLO_S", "Found", "discover"]
+__all__ = ["DEFAULT_BUDGET_PER_HOUR", "DEFAULT_SLO_S", "Discovery", "Found", "discover"]
 
 T = TypeVar("T", float, Mode)
 
@@ -57,21 +57,59 @@ def discover(
         By ``namespace/name``. A pipeline whose stages form a cycle or name unknown upstreams is there with that conflict; of a cycle
         all stages count as sources, in alphabetical order.
     """
-    groups: dict[str, list[Workload]] = {}
-    broken: dict[str, list[str]] = {}
-    for workload in workloads:
-        if workload.spec is not None:
-            groups.setdefault(f"{workload.namespace}/{workload.spec.pipeline}", []).append(workload)
-        elif workload.problem:
-            broken.setdefault(workload.meant, []).append(f"{workload.kind}/{workload.name}: {workload.problem}")
-    owned = {(o.namespace, o.kind, o.name): o.owner for o in owners}
-    found = {}
-    for key, group in groups.items():
-        conflicts = sorted(broken.get(key, ()))
-        if unreadable and key in unreadable:
-            conflicts.append(f"the Pipeline object: {unreadable[key]}")
-        found[key] = _found(key, group, pipelines.get(key), owned, conflicts)
-    return found
+    return Discovery().discover(workloads, pipelines, owners, unreadable)
+
+
+class Discovery:
+    """``discover``, again and again: what is found of a pipeline is worked out anew only if something of it changed.
+
+    A Pipeline's status changes with every round of it; with a thousand pipelines something changes thirty times a second.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[Any, ...], Found]] = {}
+
+    def discover(
+        self,
+        workloads: Iterable[Workload],
+        pipelines: Mapping[str, Pipeline],
+        owners: Iterable[ScaleTarget] = (),
+        unreadable: Mapping[str, str] | None = None,
+    ) -> dict[str, Found]:
+        """As ``discover``."""
+        groups: dict[str, list[Workload]] = {}
+        broken: dict[str, list[str]] = {}
+        for workload in workloads:
+            if workload.spec is not None:
+                groups.setdefault(f"{workload.namespace}/{workload.spec.pipeline}", []).append(workload)
+            elif workload.problem:
+                broken.setdefault(workload.meant, []).append(f"{workload.kind}/{workload.name}: {workload.problem}")
+        owned = {(o.namespace, o.kind, o.name): o.owner for o in owners}
+        known: dict[str, tuple[tuple[Any, ...], Found]] = {}
+        for key, group in groups.items():
+            pipeline = pipelines.get(key)
+            conflicts = sorted(broken.get(key, ()))
+            if unreadable and key in unreadable:
+                conflicts.append(f"the Pipeline object: {unreadable[key]}")
+            owning = tuple(owned.get((each.namespace, each.kind, each.name)) for each in group) if owned else ()
+            basis = (group, pipeline, tuple(conflicts), owning)
+            before = self._known.get(key)
+            if before is not None and _same(before[0], basis):
+                known[key] = before
+            else:
+                known[key] = basis, _found(key, group, pipeline, owned, conflicts)
+        self._known = known
+        return {key: found for key, (_, found) in known.items()}
+
+
+def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """The very same objects: a copy of the cluster gives an object that did not change as the object it was."""
+    return (
+        len(before[0]) == len(now[0])
+        and all(old is new for old, new in zip(before[0], now[0], strict=True))
+        and before[1] is now[1]
+        and before[2:] == now[2:]
+    )
 
 
 def _found(

@@ -144,7 +144,8 @@ def _applied(recorded: RecordedRound) -> Iterator[str]:
         else:
             yield "Applied: no record; the pipeline was not in mode auto, or the controller stopped before it was done"
         return
-    yield "Applied:"
+    resumed = recorded.text("resumed", recorded.applied)
+    yield f"Applied, {resumed}:" if resumed else "Applied:"
     for each in outcomes:
         short = each.granted != each.wished
         because = f", because {each.reason}" if each.reason else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ __all__ = ["Fleet"]
 _log = get_logger("controller")
 
 _LOOK_S = 2.0
+_SPREAD_S = 30.0
+"""Over how long the loops of very many pipelines are started: as long as a round."""
+_STARTS_LEAST = 64
+"""Loops that are started at once."""
 _BACKOFF = Backoff(base_s=2.0, cap_s=300.0)
 _WELL_S = 300.0
 """A loop that ran so long before it failed is started again as if it had never failed."""
@@ -84,6 +89,9 @@ class Fleet:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for key in self._running:
+                # Somebody else shows them from now on.
+                self._status.forget(key)
 
     async def _look(self) -> None:
         found, now = self._world.found(), self._world.clock.now()
@@ -91,9 +99,12 @@ class Fleet:
         for key in self._failing.keys() - found.keys():
             del self._failing[key]
         self._world.forget()
+        # Not a thousand at once: their rounds would come all at once ever after.
+        starts = max(_STARTS_LEAST, math.ceil(len(found) * self._look_s / _SPREAD_S))
         for key in found:
             failing = self._failing.get(key)
-            if key not in self._running and (failing is None or now >= failing.until_s):
+            if starts and key not in self._running and (failing is None or now >= failing.until_s):
+                starts -= 1
                 task = asyncio.create_task(self._make_loop(key).run(), name=f"pipeline {key}")
                 self._running[key] = _Running(task, now)
         await asyncio.gather(*(self._tend(key, each) for key, each in found.items()))

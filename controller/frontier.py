@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from controller.experience import Outcome
 
-__all__ = ["GLOBAL", "REFERENCE", "Frontier", "Frontiers", "Point", "dominates", "load_bucket", "point_of"]
+__all__ = ["GLOBAL", "REFERENCE", "Frontier", "Frontiers", "Holders", "Point", "dominates", "load_bucket", "point_of"]
 
 Point = tuple[float, float]
 """(ℓ, c): P99/SLO and cost/budget; less is better in both."""
@@ -129,3 +129,27 @@ class Frontiers:
         """With one more outcome, in its bucket's frontier and in the global one."""
         changed = {key: self.at(key).add(point) for key in (bucket, GLOBAL)}
         return Frontiers({**self.by_bucket, **changed})
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Which experiences stand on the frontier of their own load bucket: what memory writes and never evicts.
+
+    Grows by one experience at a time: a round costs as much as its bucket's frontier is long, not as memory is.
+    """
+
+    by_bucket: Mapping[int, Mapping[str, Outcome]] = field(default_factory=dict)
+
+    def add(self, identifier: str, bucket: int, outcome: Outcome) -> Holders:
+        """With one more experience; itself if another one dominates it or a coordinate is not finite."""
+        point, held = point_of(outcome), self.by_bucket.get(bucket, {})
+        if not all(map(math.isfinite, point)) or any(dominates(point_of(each), point) for each in held.values()):
+            return self
+        kept = {name: each for name, each in held.items() if not dominates(point, point_of(each))}
+        return Holders({**self.by_bucket, bucket: {**kept, identifier: outcome}})
+
+    def __iter__(self) -> Iterator[tuple[str, int, Outcome]]:
+        """Id, bucket and outcome of each."""
+        for bucket, held in self.by_bucket.items():
+            for identifier, outcome in held.items():
+                yield identifier, bucket, outcome

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from controller.batches import request_scv
 from controller.model import Array, ServiceCurve
 from controller.state import StageObservation
 
@@ -28,6 +29,11 @@ _CPU_DEVIATION: Final = (0.20, 0.20, 1e-6, 0.05, 1e-6)
 _PARTS: Final = 5
 _GIVEN_DEVIATION: Final = 0.25
 """Relative standard deviation of each part of a prior that somebody gave."""
+_GIVEN_ELSEWHERE: Final = (0.3, 0.05, 0.1, 0.3, 0.1)
+"""Standard deviation beside it, as shares of the whole: what somebody believes to be nothing may be something, above all what neither
+cores nor share make faster."""
+_CERTAIN_DEVIATION: Final = 0.001
+"""The same of a prior that is known to be the truth."""
 
 _MODEL_ERROR: Final = 0.03
 """Relative error of a window's mean that more requests do not average out."""
@@ -35,6 +41,11 @@ _MODEL_ERROR: Final = 0.03
 _SURPRISE: Final = 4.0
 _KEPT_AFTER_SURPRISE: Final = 0.3
 """A measurement so many standard deviations away says that the stage has changed: most of what was known of it there is dropped."""
+
+_BATCHES_FROM: Final = 1.02
+_USUAL_BATCH: Final = 8.0
+"""Largest batch of a stage that was seen to batch at all, until it is known: what inference servers are usually set to, or more.
+Believing in less than there is keeps replicas for a reserve that the others would have covered."""
 
 _SCV_MAX: Final = 25.0
 _SAMPLES_LEAST: Final = 5.0
@@ -57,7 +68,7 @@ class StageFit:
     updated_s: float = 0.0
     observations: int = 0
     batch_max: float = 1.0
-    """Largest batch that is believed in: twice the largest mean one seen, or what was seen when the stage was saturated."""
+    """Largest batch that is believed in: the usual one, twice the largest mean one seen, or what was seen when saturated."""
     batch_known: bool = False
     """The stage was seen saturated."""
 
@@ -108,11 +119,15 @@ def _begin(stage: StageObservation, cores: float, rate: float, batch: float, ser
     return StageFit(single, uses_gpu, _numbers(shares * lever), _numbers(information), updated_s=now)
 
 
-def given_fit(curve: ServiceCurve, uses_gpu: bool) -> StageFit:
-    """A fit that begins with somebody's belief instead of with the first measurement."""
+def given_fit(curve: ServiceCurve, uses_gpu: bool, *, certain: bool = False) -> StageFit:
+    """A fit that begins with somebody's belief instead of with the first measurement; ``certain`` where it is the truth."""
     theta = np.array([curve.fixed_s, curve.cpu_s, curve.gpu_s, curve.setup_s, curve.setup_gpu_s])
     scale = max(float(theta.sum()), 1e-6)
-    deviation = np.maximum(_GIVEN_DEVIATION * theta / scale, 1e-3)
+    if certain:
+        deviation = np.maximum(_CERTAIN_DEVIATION * theta / scale, 1e-4)
+    else:
+        batches = np.array([True, True, uses_gpu, curve.batch_max > 1.0, uses_gpu and curve.batch_max > 1.0])
+        deviation = np.where(batches, _GIVEN_DEVIATION * theta / scale + np.array(_GIVEN_ELSEWHERE), 1e-6)
     fit = StageFit(scale, uses_gpu, _numbers(theta / scale), _numbers(np.diag(deviation**-2.0)), scv=curve.scv)
     return replace(fit, scv_weight=5 * _PRIOR_SAMPLES, batch_max=curve.batch_max)
 
@@ -175,7 +190,7 @@ def fit_stage(
     before = information
     information = information + precision * np.outer(phi, phi)
     theta = np.linalg.solve(information, before @ theta + precision * phi * measured)
-    full, known = _full_batch(fit, stage, batch)
+    full, known = _full_batch(fit, stage, batch, window_s)
     fit = replace(
         fit,
         theta=_numbers(_nonnegative(theta, information, phi, measured)),
@@ -185,18 +200,27 @@ def fit_stage(
         batch_max=full,
         batch_known=known,
     )
-    return _fold_variance(fit, stage.service_scv, samples, keep) if learn else fit
+    if not learn:
+        return fit
+    scv = stage.service_scv
+    if scv is not None and batch > 1.0:
+        curve = fitted_curve(fit)
+        scv = request_scv(scv, batch, float(curve.per_batch_s(rate)), float(curve.per_item_s(cores, rate)))
+    return _fold_variance(fit, scv, samples, keep)
 
 
-def _full_batch(fit: StageFit, stage: StageObservation, batch: float) -> tuple[float, bool]:
-    """What to believe of the largest batch after a window, and whether it is known."""
+def _full_batch(fit: StageFit, stage: StageObservation, batch: float, window_s: float) -> tuple[float, bool]:
+    """What to believe of the largest batch after a window, and whether it is known: from a queue that was there all the time."""
     if stage.mean_batch is None:
         return fit.batch_max, fit.batch_known
-    if stage.queue_depth > 2.0 * stage.ready * batch and stage.queue_slope >= 0 and stage.ready > 0:
+    lowest = min(stage.queue_depth, stage.queue_depth - stage.queue_slope * window_s)
+    if lowest > 2.0 * stage.ready * batch and stage.ready > 0:
         return float(max(1, round(batch))), True
     if fit.batch_known:
         return max(fit.batch_max, float(math.ceil(batch))), True
-    return max(fit.batch_max, float(math.ceil(2.0 * batch)) if batch > 1.05 else 1.0), False
+    if batch <= _BATCHES_FROM:
+        return fit.batch_max, False
+    return max(fit.batch_max, _USUAL_BATCH, float(math.ceil(2.0 * batch))), False
 
 
 def _nonnegative(theta: Array, information: Array, phi: Array, measured: float) -> Array:

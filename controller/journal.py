@@ -56,6 +56,8 @@ class RoundReport:
     """Why the language model did not decide."""
     problem: str = ""
     """Why there was no decision."""
+    missing: str = ""
+    """What a round that held had to do without: metrics or cluster."""
     reflexes: list[tuple[float, Action]] = field(default_factory=list)
     """What the reflex did since the round before, with its time."""
     room: ClusterRoom | None = None
@@ -64,6 +66,12 @@ class RoundReport:
     """What was known when the round was decided."""
     tuning: Tuning | None = None
     """What it was decided with."""
+    answers: Sequence[KnobOutcome] | None = None
+    """What the world itself said, where that is not all of the outcomes."""
+    unreachable: bool = False
+    """The world could not be asked at all: it has refused nothing."""
+    resumed: str = ""
+    """How a round was settled that an earlier leader had decided, in words."""
 
     @property
     def limited(self) -> str:
@@ -96,8 +104,9 @@ def decision_record(report: RoundReport) -> dict[str, str]:
             "reason": decision.reason,
             "bottleneck": decision.bottleneck or "",
             "epsilon": f"{decision.epsilon:.4f}",
-            "predicted_p99_s": "" if decision.predicted_p99_s is None else f"{decision.predicted_p99_s:.4f}",
-            "predicted_reward": "" if decision.predicted_reward is None else f"{decision.predicted_reward:.4f}",
+            # In full: another leader may have to go on from here.
+            "predicted_p99_s": "" if decision.predicted_p99_s is None else repr(decision.predicted_p99_s),
+            "predicted_reward": "" if decision.predicted_reward is None else repr(decision.predicted_reward),
         }
     if report.trace is not None:
         record |= {
@@ -120,8 +129,12 @@ def outcome_record(report: RoundReport) -> dict[str, str]:
     """What is written once the world has answered; names each wish that was not granted in full."""
     record = _common(report, "applied")
     record["outcomes_json"] = _json(list(report.outcomes))
+    if report.answers is not None:
+        record["answers_json"] = _json(list(report.answers))
     if report.limited:
         record["limited"] = report.limited
+    if report.resumed:
+        record["resumed"] = report.resumed
     return record
 
 

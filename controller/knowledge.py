@@ -14,12 +14,13 @@ from controller.frontier import Frontiers, point_of
 from controller.identification import StageFit, given_fit
 from controller.model import ServiceCurve
 from controller.peak import Peaks
+from controller.plausible import check_learned
 from controller.retrieval import Memory
 from controller.state import HOLD, Action, Allocation, KnobOutcome, PipelineView
 from controller.tuning import Tuning
 from sair.errors import InvalidInput
 
-__all__ = ["Knowledge", "Learned", "Pending", "Refusal", "begin", "learn", "restore", "stored"]
+__all__ = ["Knowledge", "Learned", "Pending", "Refusal", "begin", "learn", "moved_by", "restore", "stored"]
 
 _VERSION: Final = 1
 
@@ -68,6 +69,8 @@ class Learned:
     refusals: tuple[Refusal, ...] = ()
     frozen_until_s: float = 0.0
     """No downward step before: the reflex acted."""
+    foreseen_per_s: float = 0.0
+    """Arrival rate that analogues expect soon, requests per second; 0 where they expect nothing. The reflex raises to it beforehand."""
     residual: float = 0.0
     """Smoothed log(observed P99 / predicted P99): 0 while the model holds; a drift alarm."""
 
@@ -86,10 +89,16 @@ class Knowledge:
         return self.learned.pipeline
 
 
-def begin(view: PipelineView, priors: Mapping[str, ServiceCurve] | None = None) -> Knowledge:
-    """Nothing known yet but, where given, a belief about some stages' service times."""
+def begin(view: PipelineView, priors: Mapping[str, ServiceCurve] | None = None, *, certain: bool = False) -> Knowledge:
+    """Nothing known yet but, where given, a belief about some stages' service times.
+
+    Args:
+        view: The pipeline.
+        priors: By stage.
+        certain: They are the truth; the first measurements do not move them.
+    """
     gpu = {stage.name: stage.uses_gpu for stage in view.stages}
-    fits = {name: given_fit(curve, gpu[name]) for name, curve in (priors or {}).items() if name in gpu}
+    fits = {name: given_fit(curve, gpu[name], certain=certain) for name, curve in (priors or {}).items() if name in gpu}
     return Knowledge(Learned(view.key, fits=fits), Frontiers({}), Memory([stage.name for stage in view.stages]))
 
 
@@ -97,6 +106,30 @@ def stored(knowledge: Knowledge) -> dict[str, Any]:
     """Everything but the experiences and the frontiers, which have keys of their own, as plain JSON-ready values."""
     plain: dict[str, Any] = msgspec.to_builtins(knowledge.learned, str_keys=True)
     return {"version": _VERSION, **plain}
+
+
+def moved_by(learned: Learned, seconds: float) -> Learned:
+    """The same on another clock: every moment in it ``seconds`` later. What waits for an outcome is dropped: nobody will see it."""
+    peaks, analogues = learned.peaks, learned.analogues
+
+    def moved(moment: float | None) -> float | None:
+        return None if moment is None else moment + seconds
+
+    return replace(
+        learned,
+        fits={name: replace(fit, updated_s=fit.updated_s + seconds) for name, fit in learned.fits.items()},
+        peaks=replace(
+            peaks,
+            recent=tuple((at + seconds, value) for at, value in peaks.recent),
+            remembered_s=peaks.remembered_s + seconds,
+            first_s=moved(peaks.first_s),
+            updated_s=peaks.updated_s + seconds,
+            burst_s=moved(peaks.burst_s),
+        ),
+        analogues=replace(analogues, times_s=tuple(at + seconds for at in analogues.times_s)),
+        pending=None,
+        frozen_until_s=learned.frozen_until_s + seconds,
+    )
 
 
 def restore(view: PipelineView, raw: Mapping[str, Any] | None, experiences: Any, tuning: Tuning) -> Knowledge:
@@ -109,7 +142,7 @@ def restore(view: PipelineView, raw: Mapping[str, Any] | None, experiences: Any,
         tuning: As always.
 
     Raises:
-        InvalidInput: If ``raw`` is of another version or malformed; names the field.
+        InvalidInput: If ``raw`` is of another version, malformed, or holds a number that cannot be; names the field.
     """
     learned = Learned(view.key)
     if raw is not None:
@@ -121,6 +154,7 @@ def restore(view: PipelineView, raw: Mapping[str, Any] | None, experiences: Any,
             learned = msgspec.convert(values, Learned, strict=False)
         except (msgspec.ValidationError, ValueError) as error:
             raise InvalidInput("controller state", str(error), "what this version of SAIR stored") from error
+        check_learned(learned)
     names = {stage.name for stage in view.stages}
     learned = replace(
         learned,
@@ -128,10 +162,11 @@ def restore(view: PipelineView, raw: Mapping[str, Any] | None, experiences: Any,
         fits={name: fit for name, fit in learned.fits.items() if name in names},
         ratios={name: ratio for name, ratio in learned.ratios.items() if name in names},
     )
-    knowledge = Knowledge(learned, Frontiers({}), Memory([stage.name for stage in view.stages]))
-    for experience in experiences:
-        knowledge = learn(knowledge, experience, tuning)[0]
-    return knowledge
+    memory, frontiers, known = Memory([stage.name for stage in view.stages]), Frontiers({}), list(experiences)
+    memory.load(known, tuning)
+    for experience in known:
+        frontiers = frontiers.add(experience.load_bucket, point_of(experience.outcome))
+    return Knowledge(learned, frontiers, memory)
 
 
 def learn(knowledge: Knowledge, experience: Experience, tuning: Tuning) -> tuple[Knowledge, float]:

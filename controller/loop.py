@@ -7,8 +7,10 @@ without metrics or room the round holds, without a model the built-in policy dec
 
 from __future__ import annotations
 
+import contextlib
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,28 +19,28 @@ import numpy as np
 
 from controller import round as rounds
 from controller.decision import Decision, Proposal, Situation
-from controller.features import context_length
-from controller.frontier import point_of
+from controller.experience import Experience
+from controller.frontier import Holders
 from controller.guardrails import judge
 from controller.journal import RoundReport, concluded_record, decision_record, outcome_record
-from controller.knowledge import Knowledge, learn, restore, stored
+from controller.knowledge import Knowledge, stored
 from controller.llm.policy import LlmPolicy, Trace
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import FrontierPoint
 from controller.menu import Menu
 from controller.policies.in_context import decide
 from controller.probing import epsilon
-from controller.state import HOLD, Action, PipelineView, project_all
+from controller.recalling import OBSERVED_FIELD, STATE_FIELD, joined, recall
+from controller.resuming import Open, not_granted, remainder, settled
+from controller.state import HOLD, Action, Allocation, KnobOutcome, PipelineView, project_all
 from controller.tuning import Tuning
 from controller.worlds.base import World
-from sair.errors import ApiUnavailable, InvalidInput, MetricsUnavailable, ModelUnavailable, NotFound
+from sair.errors import ApiUnavailable, MemoryUnavailable, MetricsUnavailable, ModelUnavailable, NotFound
 from sair.logs import get_logger
 
 __all__ = ["PipelineLoop", "Watcher"]
 
 _log = get_logger("controller")
-
-_STATE_FIELD = "learned_json"
 
 
 class Watcher(Protocol):
@@ -46,6 +48,10 @@ class Watcher(Protocol):
 
     async def round_ended(self, report: RoundReport) -> None:
         """Called after each round, decided or held."""
+        ...
+
+    async def about_to_act(self, report: RoundReport) -> None:
+        """Called after a decision was recorded, before the world is asked for it."""
         ...
 
     async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
@@ -88,6 +94,10 @@ class PipelineLoop:
         self._rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         self._writer = writer
         self._knowledge: Knowledge | None = None
+        self._recalled = False
+        """What Redis knows has been read."""
+        self._observed_s = -math.inf
+        self._holders = Holders()
         self._reflexes: list[tuple[float, Action]] = []
         self._queued: dict[str, float] = {}
 
@@ -111,7 +121,7 @@ class PipelineLoop:
                 _log.info("the pipeline is gone", pipeline=self.key)
                 return
             if self._knowledge is None:
-                self._knowledge = await self._recall(view)
+                await self.recall(view)
             next_round = clock.now() + self._tuning.interval_s
             while clock.now() < next_round and not ended():
                 await clock.sleep(min(self._tuning.reflex_interval_s, next_round - clock.now()))
@@ -123,7 +133,11 @@ class PipelineLoop:
 
     async def round(self, view: PipelineView) -> RoundReport:
         """Run one round; never raises for what is away, always ends in a journal record."""
-        knowledge = self._knowledge or await self._recall(view)
+        if self._knowledge is None:
+            await self.recall(view)
+        knowledge = self.knowledge
+        if not self._recalled:
+            knowledge = await self._recall_late(knowledge, view)
         report = RoundReport(view, knowledge.learned.round, self._world.clock.now(), tuning=self._tuning)
         report.reflexes, self._reflexes = self._reflexes, []
         try:
@@ -132,12 +146,14 @@ class PipelineLoop:
                 report.problem = "mode is off: observed only"
             else:
                 knowledge = await self._decided(knowledge, view, report)
-        except (MetricsUnavailable, ApiUnavailable, NotFound) as error:
-            report.problem = f"held: {error}"
+        except MetricsUnavailable as error:
+            report.problem, report.missing = f"held: {error}", "metrics"
+        except (ApiUnavailable, NotFound) as error:
+            report.problem, report.missing = f"held: {error}", "cluster"
         if report.decision is None:
-            await self._memory.record(self.key, decision_record(report))
+            await self._told(report)
         self._knowledge = knowledge
-        await self._memory.save(report.experience, self.key, self._state(knowledge), self._frontier(knowledge))
+        await self._save([report.experience] if report.experience is not None else [], knowledge)
         if self._watcher is not None:
             await self._watcher.round_ended(report)
         return report
@@ -178,36 +194,99 @@ class PipelineLoop:
                 continue
             return next((view for view in views if view.key == self.key), None)
 
-    async def _recall(self, view: PipelineView) -> Knowledge:
-        loaded = await self._memory.load(self.key)
-        # One of another set of stages would fix the memory's dimension and keep every new one out.
-        length = context_length(view)
-        experiences = [each for each in loaded.experiences if len(each.context) == length]
-        raw = None
+    async def recall(self, view: PipelineView) -> None:
+        """Begin with what is stored, and with what an earlier leader did after its last save: its last decision is settled.
+
+        Args:
+            view: The pipeline as it is now.
+        """
+        recalled = await recall(self._memory, view, self._tuning, self._writer)
+        self._recalled = self._memory.available
+        taken = recalled.taken
+        self._observed_s = taken.observed_s
+        self._hold((*recalled.stored.memory.experiences, *taken.experiences))
+        self._knowledge = recalled.stored
+        if taken.knowledge is recalled.stored:
+            return
+        for each in taken.untold:
+            await self._memory.record(self.key, concluded_record(each))
+        knowledge, report = taken.knowledge, None
+        if taken.open is not None:
+            knowledge, report = await self._settled(knowledge, taken.open, view)
+        self._knowledge = knowledge
+        await self._save(taken.experiences, knowledge)
+        if report is not None and self._watcher is not None:
+            await self._watcher.round_ended(report)
+
+    async def _recall_late(self, knowledge: Knowledge, view: PipelineView) -> Knowledge:
+        """Redis was away at the start: join what it knows, once it is back, with what was learned meanwhile."""
+        recalled = await recall(self._memory, view, self._tuning, self._writer)
+        if not self._memory.available:
+            return knowledge
+        self._recalled = True
+        taken = recalled.taken
+        self._hold((*recalled.stored.memory.experiences, *taken.experiences))
+        _log.info("Redis is back; what it knows is taken in", pipeline=self.key, rounds=taken.knowledge.learned.round)
+        learned = joined(taken.knowledge.learned, knowledge.learned, self._tuning)
+        return replace(taken.knowledge, learned=learned)
+
+    def _hold(self, experiences: Iterable[Experience]) -> None:
+        for each in experiences:
+            self._holders = self._holders.add(each.id, each.load_bucket, each.outcome)
+
+    async def _settled(self, knowledge: Knowledge, waiting: Open, view: PipelineView) -> tuple[Knowledge, RoundReport]:
+        """Ask for what is missing of a decision whose leader is gone, and record what became of it."""
+        decision, clock = waiting.decision, self._world.clock
+        while True:
+            try:
+                current, room = await self._world.allocations(self.key), await self._world.room(self.key)
+                break
+            except ApiUnavailable as error:
+                _log.warning("an earlier leader's decision cannot be settled yet", problem=str(error))
+                await clock.sleep(self._tuning.reflex_interval_s)
+        rest = remainder(waiting, current, view, room, knowledge, clock.now(), self._tuning)
+        report = RoundReport(waiting.situation.view, decision.round, decision.time_s, decision=decision)
+        report.observation, report.tuning = waiting.situation.observation, self._tuning
+        report.resumed = f"settled by another controller after {max(0.0, clock.now() - decision.time_s):.0f} s"
+        answers = await self._asked(report, rest.action, project_all(current, rest.action))
+        report.outcomes = settled(decision, current, rest, answers)
+        report.answers = () if report.unreachable else answers
+        await self._memory.record(self.key, outcome_record(report))
+        _log.info(
+            "took over a round",
+            pipeline=self.key,
+            round=decision.round,
+            action=str(decision.action),
+            now=str(rest.action),
+        )
+        knowledge = rounds.applied(
+            knowledge, waiting.situation, decision, report.outcomes, self._tuning, answers=report.answers
+        )
+        return knowledge, report
+
+    async def _asked(
+        self, report: RoundReport, action: Action, after: Mapping[str, Allocation]
+    ) -> Sequence[KnobOutcome]:
+        """Ask the world for an action; where it cannot be asked, nothing of it was granted."""
+        if not action or report.decision is None:
+            return ()
+        if self._watcher is not None:
+            await self._watcher.about_to_act(report)
+        changed = {delta.stage: after[delta.stage] for delta in action.deltas}
         try:
-            if _STATE_FIELD in loaded.state:
-                raw = msgspec.json.decode(loaded.state[_STATE_FIELD])
-            return restore(view, raw, experiences, self._tuning)
-        except (InvalidInput, msgspec.DecodeError, TypeError, RecursionError) as error:
-            _log.error(
-                "the controller's state in Redis cannot be read; starting from the experiences",
-                pipeline=self.key,
-                problem=str(error),
-            )
-            return restore(view, None, experiences, self._tuning)
+            return await self._world.apply(self.key, changed, reason=_reason(report.decision))
+        except (ApiUnavailable, NotFound) as error:
+            report.unreachable, report.answers = True, ()
+            return not_granted(action, after, str(error))
 
     async def _observed(self, knowledge: Knowledge, view: PipelineView, report: RoundReport) -> Knowledge:
         observation = await self._world.observe(self.key, self._tuning.window_s)
         report.observation = observation
         report.time_s = observation.time_s
-        experience = rounds.conclude(knowledge, observation, view, self._tuning, writer=self._writer)
-        if experience is not None:
-            knowledge, surprisal = learn(knowledge, experience, self._tuning)
-            experience = replace(experience, surprisal=surprisal)
-            report.experience = experience
-            knowledge = replace(knowledge, learned=replace(knowledge.learned, pending=None))
-            await self._memory.record(self.key, concluded_record(experience))
-        return rounds.observe(knowledge, view, observation, self._tuning)
+        knowledge, report.experience = rounds.take_in(knowledge, view, observation, self._tuning, writer=self._writer)
+        self._observed_s = observation.time_s
+        self._hold([report.experience] if report.experience is not None else [])
+        return knowledge
 
     async def _decided(self, knowledge: Knowledge, view: PipelineView, report: RoundReport) -> Knowledge:
         assert report.observation is not None  # noqa: S101  # _observed sets it or raises
@@ -219,14 +298,20 @@ class PipelineLoop:
         proposal = await self._proposal(knowledge, menu, report)
         decision = rounds.admit(knowledge, menu, proposal, self._tuning)
         report.decision = decision
-        # Before anything is asked of the world: a leader that dies now leaves a trace of what it was about to do.
-        await self._memory.record(self.key, decision_record(report))
-        if decision.action and view.mode == "auto":
-            changed = {delta.stage: decision.after[delta.stage] for delta in decision.action.deltas}
-            report.outcomes = await self._world.apply(self.key, changed, reason=_reason(decision))
+        # Before anything is asked of the world: whoever leads next finds what was decided and what it rests on.
+        await self._told(report)
+        if view.mode != "auto":
+            return rounds.applied(knowledge, situation, replace(decision, action=HOLD), (), self._tuning)
+        if decision.action:
+            report.outcomes = await self._asked(report, decision.action, decision.after)
             await self._memory.record(self.key, outcome_record(report))
-        done = decision if view.mode == "auto" else replace(decision, action=HOLD)
-        return rounds.applied(knowledge, situation, done, report.outcomes, self._tuning)
+        return rounds.applied(knowledge, situation, decision, report.outcomes, self._tuning, answers=report.answers)
+
+    async def _told(self, report: RoundReport) -> None:
+        """The round's record first: how the round before ended follows from it, not the other way round."""
+        await self._memory.record(self.key, decision_record(report))
+        if report.experience is not None:
+            await self._memory.record(self.key, concluded_record(report.experience))
 
     async def _proposal(self, knowledge: Knowledge, menu: Menu, report: RoundReport) -> Proposal:
         probe = rounds.probe(knowledge, menu, self._tuning, self._rng)
@@ -243,6 +328,18 @@ class PipelineLoop:
                 _log.warning("the language model did not decide", pipeline=self.key, problem=str(error))
         return decide(menu)
 
+    async def _save(self, experiences: Sequence[Experience], knowledge: Knowledge) -> None:
+        """Keep experiences and state together: a state that counts a round without its experience would lose it."""
+        # Before Redis was read its state is not ours to write over.
+        state = self._state(knowledge) if self._recalled else {}
+        frontier = {name: FrontierPoint(outcome, bucket) for name, bucket, outcome in self._holders}
+        if len(experiences) > 1:
+            with contextlib.suppress(MemoryUnavailable):  # the mirror writes them once Redis is back
+                await self._memory.store.restore(self.key, experiences, state, frontier)
+        for each in experiences or (None,):
+            for evicted in await self._memory.save(each, self.key, state, frontier):
+                knowledge.memory.remove(evicted)
+
     def _state(self, knowledge: Knowledge) -> dict[str, str]:
         learned = knowledge.learned
         return {
@@ -250,16 +347,9 @@ class PipelineLoop:
             "epsilon": f"{epsilon(learned.round, self._tuning):.4f}",
             "last_action": str(learned.last_action),
             "updated_s": repr(self._world.clock.now()),
-            _STATE_FIELD: msgspec.json.encode(stored(knowledge)).decode(),
+            OBSERVED_FIELD: repr(self._observed_s),
+            STATE_FIELD: msgspec.json.encode(stored(knowledge)).decode(),
         }
-
-    @staticmethod
-    def _frontier(knowledge: Knowledge) -> Mapping[str, FrontierPoint]:
-        points = {}
-        for experience in knowledge.memory.experiences:
-            if point_of(experience.outcome) in knowledge.frontiers.at(experience.load_bucket).points:
-                points[experience.id] = FrontierPoint(experience.outcome, experience.load_bucket)
-        return points
 
 
 def _refusal(action: Action, menu: Menu) -> str | None:

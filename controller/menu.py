@@ -17,6 +17,7 @@ from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
     CPU_STEP,
     GPU_STEP_MILLI,
+    GPU_STEPS_MOST,
     HOLD,
     Action,
     StageDelta,
@@ -173,10 +174,11 @@ def _single_knobs(case: Case, hot: str | None) -> Iterable[tuple[Action, str]]:
             StageDelta(stage.name, gpu_milli=GPU_STEP_MILLI)
             if stage.uses_gpu
             else StageDelta(stage.name, cpu=CPU_STEP),
-            StageDelta(stage.name, replicas=1),
-            StageDelta(stage.name, gpu_milli=2 * GPU_STEP_MILLI)
+            StageDelta(stage.name, gpu_milli=GPU_STEPS_MOST * GPU_STEP_MILLI)
             if stage.uses_gpu
             else StageDelta(stage.name, replicas=2),
+            StageDelta(stage.name, replicas=1),
+            *([StageDelta(stage.name, gpu_milli=GPU_STEPS_MOST // 2 * GPU_STEP_MILLI)] if stage.uses_gpu else []),
         ]
         for stage in stages
     }

@@ -33,13 +33,23 @@ class ControllerMetrics:
         self._misses = Counter(
             "sair_pipeline_slo_misses", "Requests later than the SLO, as seen in windows.", _LABELS, registry=registry
         )
+        self._residual = Gauge(
+            "sair_pipeline_model_residual",
+            "Smoothed log of observed over predicted P99; 0 while the model holds, beyond 0.41 condition ModelDrift.",
+            _LABELS,
+            registry=registry,
+        )
         self._unsaved = Gauge(
             "sair_controller_unsaved_experiences", "Experiences that wait for Redis.", registry=registry
         )
         self._failures = Counter(
             "sair_controller_loop_failures", "Times a pipeline's loop failed.", _LABELS, registry=registry
         )
-        self._leader = Gauge("sair_controller_leader", "1 while this process leads.", registry=registry)
+        self._leader = Gauge(
+            "sair_controller_leader", "1 while this process leads or holds a shard.", registry=registry
+        )
+        self._shards = Gauge("sair_controller_shards", "Shards that this process holds.", registry=registry)
+        self._held: set[int] = set()
 
     def round(self, report: RoundReport, unsaved: int) -> None:
         """Count a round and show what it saw."""
@@ -47,6 +57,8 @@ class ControllerMetrics:
         self._rounds.labels(*place, report.decision.policy if report.decision else "none").inc()
         self._slo.labels(*place).set(report.view.slo_s)
         self._unsaved.set(unsaved)
+        if report.learned is not None:
+            self._residual.labels(*place).set(report.learned.residual)
         seen = report.observation
         if seen is not None:
             self._cost.labels(*place).set(seen.cost_per_hour)
@@ -62,15 +74,17 @@ class ControllerMetrics:
         """Count a failure of a pipeline's loop."""
         self._failures.labels(*key.split("/")).inc()
 
-    def leading(self, leads: bool) -> None:
-        """Show whether this process leads; who does not shows no pipelines."""
-        self._leader.set(leads)
-        if not leads:
-            for gauge in (self._p99, self._slo, self._cost):
+    def leading(self, leads: bool, shard: int = 0) -> None:
+        """Show whether this process leads, or holds a shard; who holds none shows no pipelines."""
+        (self._held.add if leads else self._held.discard)(shard)
+        self._shards.set(len(self._held))
+        self._leader.set(bool(self._held))
+        if not self._held:
+            for gauge in (self._p99, self._slo, self._cost, self._residual):
                 gauge.clear()
             self._unsaved.set(0)
 
     def forget(self, key: str) -> None:
         """Show no more of a pipeline that is gone; its counters stay, as counters do."""
-        for gauge in (self._p99, self._slo, self._cost):
+        for gauge in (self._p99, self._slo, self._cost, self._residual):
             gauge.remove_by_labels(dict(zip(_LABELS, key.split("/"), strict=True)))

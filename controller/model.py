@@ -15,12 +15,13 @@ import numpy.typing as npt
 from controller.state import PipelineView, StageView
 
 __all__ = [
+    "OVERLOAD_S",
+    "SATURATED",
     "Array",
     "ServiceCurve",
     "StageLoad",
     "capacity_per_s",
     "gamma_quantile",
-    "mean_batch",
     "paths",
     "pipeline_p99_s",
     "sojourn",
@@ -30,10 +31,10 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-_SATURATED: Final = 0.97
+SATURATED: Final = 0.97
 """Past this utilisation the stationary formula is continued by a line: a round is too short for it to come true."""
 
-_OVERLOAD_S: Final = 30.0
+OVERLOAD_S: Final = 30.0
 """Slope of that line: in full overload for one round of 30 s the last request waits (u − 1) · 30 s."""
 
 _PATHS_MAX: Final = 32
@@ -100,71 +101,40 @@ def capacity_per_s(curve: ServiceCurve, servers: float, cores: float, rate: floa
     return servers / float(curve.service_s(cores, rate, curve.batch_max))
 
 
-def waiting(
-    load: StageLoad,
-    servers: Array | float,
-    service_s: Array | float,
-    scv: float,
-    batch: Array | float = 1.0,
-    batch_max: float = 1.0,
-) -> tuple[Array, Array]:
-    """Waiting in a G/G/c queue by Allen and Cunneen with Sakasegawa's approximation of Erlang's C, extended to batches.
+def waiting(load: StageLoad, servers: Array | float, service_s: Array | float, scv: float) -> tuple[Array, Array]:
+    """Waiting in a G/G/c queue by Allen and Cunneen with Sakasegawa's approximation of Erlang's C, for services of single requests.
 
-    With S the service time of a batch, n its size, B the largest: u = λS/(cn) is how busy the servers are, v = λS/(cB) how close
-    they are to what they can do at all. P(W > 0) ≈ u^(√(2(c+1)) − 1) and E[W] = P(W > 0) · S/(c · (1 − v)) · (c_a² + c_s²)/2.
-    Without batches u = v, and this is exact for M/M/1 and, through the variability factor, Pollaczek-Khinchine for M/G/1.
+    With u = λS/c: P(W > 0) ≈ u^(√(2(c+1)) − 1) and E[W] = P(W > 0) · S/(c · (1 − u)) · (c_a² + c_s²)/2. Exact for M/M/1 and, through the
+    variability factor, Pollaczek-Khinchine for M/G/1. Stages that batch: ``controller.batches``.
 
     Args:
         load: What arrives.
         servers: c.
-        service_s: S of a batch of ``batch``, seconds.
+        service_s: S, seconds.
         scv: c_s².
-        batch: n.
-        batch_max: B.
 
     Returns:
-        Probability of waiting, and mean wait in seconds over all requests. Past v = 0.97 a line that keeps on rising.
+        Probability of waiting, and mean wait in seconds over all requests. Past u = 0.97 a line that keeps on rising.
     """
     servers = np.asarray(servers, dtype=float)
     service_s = np.asarray(service_s, dtype=float)
-    busy = np.minimum(utilisation(load, servers, service_s / batch), 1.0)
-    full = utilisation(load, servers, service_s / batch_max)
-    below = np.minimum(full, _SATURATED)
-    delayed = (busy if batch_max > 1.0 else below) ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
+    busy = utilisation(load, servers, service_s)
+    below = np.minimum(busy, SATURATED)
+    delayed = below ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
     spread = (load.arrivals_scv * max(1.0, load.fan_out) + scv) / 2.0
     mean = delayed * service_s / (servers * (1.0 - below)) * spread
-    return delayed, mean + np.maximum(full - _SATURATED, 0.0) * _OVERLOAD_S
+    return delayed, mean + np.maximum(busy - SATURATED, 0.0) * OVERLOAD_S
 
 
-def mean_batch(
-    load: StageLoad, servers: Array | float, per_batch_s: Array | float, per_item_s: Array | float, batch_max: float
-) -> Array:
-    """How many requests a server takes together if it takes all that wait, up to ``batch_max``.
-
-    What arrives per server during a service of n is n again: n = λ(α + βn)/c, so n = (λα/c)/(1 − λβ/c), within [1, B].
-    """
-    each = load.arrivals_per_s / np.maximum(np.asarray(servers, dtype=float), 1e-9)
-    rest = 1.0 - each * np.asarray(per_item_s, dtype=float)
-    grown = each * np.asarray(per_batch_s, dtype=float) / np.maximum(rest, 1e-9)
-    return np.asarray(np.minimum(np.maximum(np.where(rest > 0.0, grown, batch_max), 1.0), max(1.0, batch_max)))
-
-
-def sojourn(
-    load: StageLoad,
-    servers: Array | float,
-    service_s: Array | float,
-    scv: float,
-    batch: Array | float = 1.0,
-    batch_max: float = 1.0,
-) -> tuple[Array, Array]:
+def sojourn(load: StageLoad, servers: Array | float, service_s: Array | float, scv: float) -> tuple[Array, Array]:
     """Mean (s) and variance (s²) of the time an end-to-end request spends in a stage, waiting included.
 
     The wait is 0 or, with P(W > 0), exponential. With a fan-out the last of the tasks counts: the others are served before it.
     Arguments as for ``waiting``.
     """
     service_s = np.asarray(service_s, dtype=float)
-    delayed, wait = waiting(load, servers, service_s, scv, batch, batch_max)
-    ahead = max(0.0, load.fan_out - 1.0) / (np.asarray(servers, dtype=float) * np.asarray(batch, dtype=float))
+    delayed, wait = waiting(load, servers, service_s, scv)
+    ahead = max(0.0, load.fan_out - 1.0) / np.asarray(servers, dtype=float)
     extra = ahead * service_s
     wait_variance = np.where(wait > 0.0, np.maximum(2.0 * wait**2 / np.maximum(delayed, 1e-12) - wait**2, 0.0), 0.0)
     return service_s + wait + extra, service_s**2 * scv + wait_variance + extra * service_s * scv

@@ -8,17 +8,23 @@ from typing import Final
 
 from controller.tuning import Tuning
 
-__all__ = ["Peaks", "recent_peak", "record", "remembered_peak", "reserve_rate"]
+__all__ = ["Peaks", "kept_rate", "recent_peak", "record", "remembered_peak", "reserve_rate"]
 
 _HISTORY_S: Final = 900.0
 _BURST_RATIO: Final = 1.6
 _BASE_TIME_CONSTANT_S: Final = 300.0
+_ALIVE_FROM: Final = 0.5
+"""Part of the remembered peak that a burst must reach to keep it from fading."""
 _GAPS_KEPT: Final = 8
 _USUAL_ROUNDS: Final = 5
+_MOVED: Final = 1.3
+_GAPS_WAITED: Final = 3.0
 _HOLD_S: Final = 600.0
 _HOLDS_PER_GAP: Final = 1.5
 _PEAK_WINDOW_S: Final = 5.0
-_CHANCE_DEVIATIONS: Final = 1.5
+_CHANCE_IN_PEAKS: Final = 2.5
+_CHANCE_IN_RATES: Final = 1.0
+"""Standard deviations by which the highest of two minutes' 5 s peaks, and of four rounds' rates, lie above a steady Poisson rate."""
 _HALF_LIVES_PER_GAP: Final = 4.0
 """At least 3 are needed for a remembered burst to be still worth 80 % when the next one comes."""
 
@@ -55,8 +61,11 @@ def record(peaks: Peaks, rate: float, peak: float, now: float, tuning: Tuning) -
     """
     if not (math.isfinite(rate) and math.isfinite(peak)) or min(rate, peak) < 0:
         return peaks
-    # The highest of half a dozen 5 s windows lies about 1.5 standard deviations above a steady Poisson rate: that is no peak.
-    peak = max(rate, peak - _CHANCE_DEVIATIONS * math.sqrt(rate / _PEAK_WINDOW_S))
+    # What chance adds to the highest of several windows is no peak: the model knows of Poisson arrivals.
+    peak = max(
+        rate - _CHANCE_IN_RATES * math.sqrt(rate / tuning.window_s),
+        peak - _CHANCE_IN_PEAKS * math.sqrt(rate / _PEAK_WINDOW_S),
+    )
     first = peaks.first_s is None
     step = max(0.0, now - peaks.updated_s)
     weight = 1.0 if first else 1.0 - math.exp(-step / _BASE_TIME_CONSTANT_S)
@@ -72,11 +81,14 @@ def record(peaks: Peaks, rate: float, peak: float, now: float, tuning: Tuning) -
         burst_s = now
     faded = remembered_peak(peaks, now, tuning)
     higher = peak >= faded
+    # A pattern that goes on does not fade because its highest burst was some bursts ago.
+    alive = higher or (bursting and peak >= _ALIVE_FROM * faded)
+    kept = peak if higher else faded
     return replace(
         peaks,
         recent=(*((at, value) for at, value in peaks.recent if now - at <= _HISTORY_S), (now, peak)),
-        remembered=peak if higher else peaks.remembered,
-        remembered_s=now if higher else peaks.remembered_s,
+        remembered=kept if alive else peaks.remembered,
+        remembered_s=now if alive else peaks.remembered_s,
         base=base,
         first_s=now if peaks.first_s is None else peaks.first_s,
         updated_s=now,
@@ -114,13 +126,34 @@ def usual_rate(peaks: Peaks) -> float:
     return last[len(last) // 2] if last else 0.0
 
 
-def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
-    """What the replicas at their highest knobs must be able to serve.
+def _moving(peaks: Peaks) -> bool:
+    """The load of the last quarter of an hour has risen for good: what was enough at its beginning says nothing of now."""
+    first = sorted(value for _, value in peaks.recent[:_USUAL_ROUNDS])
+    return len(first) == _USUAL_ROUNDS and usual_rate(peaks) > _MOVED * first[len(first) // 2]
 
-    max(1.2 · remembered peak, k · current rate), k = 3 until memory covers the pattern, then 1.3. With ``remember_peaks`` off the
-    peak of the last 15 minutes takes the place of the remembered one.
+
+def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
+    """Bursts may still come. One that is overdue by three of the longest gaps is history, remembered but not waited for."""
+    patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps)) if peaks.gaps else half_life_s(peaks, tuning)
+    return now - peaks.remembered_s <= patience_s
+
+
+def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """What the replicas at their highest knobs must be able to serve: max(1.2 · remembered peak, 1.3 · current rate).
+
+    While the load moves and memory does not cover the pattern yet, 3 · current rate. With ``remember_peaks`` off the peak of the last
+    15 minutes takes the place of the remembered one.
     """
+    if not tuning.remember_peaks:
+        peak = recent_peak(peaks, now, _HISTORY_S)
+    else:
+        peak = remembered_peak(peaks, now, tuning) if _expected(peaks, now, tuning) else 0.0
+    wary = kept_rate(peaks, now, tuning) if _moving(peaks) else 0.0
+    return max(wary, tuning.covered_factor * usual_rate(peaks), tuning.remembered_factor * peak)
+
+
+def kept_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """What replicas that are there are kept for until memory covers the pattern: 3 · current rate; 0 afterwards. None are added
+    for it at a steady load."""
     watched = now - peaks.first_s if peaks.first_s is not None else 0.0
-    factor = tuning.covered_factor if watched >= tuning.covered_after_s else tuning.uncovered_factor
-    peak = remembered_peak(peaks, now, tuning) if tuning.remember_peaks else recent_peak(peaks, now, _HISTORY_S)
-    return max(factor * usual_rate(peaks), tuning.remembered_factor * peak)
+    return tuning.uncovered_factor * usual_rate(peaks) if watched < tuning.covered_after_s else 0.0

@@ -15,7 +15,16 @@ from controller.capacity import misfit
 from controller.cost import effective_cost
 from controller.model import Array, gamma_quantile, paths
 from controller.prediction import REPLICAS_AHEAD, Forecast, PipelineModel, StageModel
-from controller.state import CPU_STEP, GPU_STEP_MILLI, Action, Allocation, ClusterRoom, StageDelta, project_all
+from controller.state import (
+    CPU_STEP,
+    GPU_STEP_MILLI,
+    GPU_STEPS_MOST,
+    Action,
+    Allocation,
+    ClusterRoom,
+    StageDelta,
+    project_all,
+)
 from sair.quantities import GpuRate, Millicores
 
 __all__ = ["Plan", "cheapest", "steps_towards", "violation"]
@@ -235,7 +244,9 @@ def _toward(now: int, target: int, step: int, most: int) -> int:
 
 def _delta(name: str, now: Allocation, target: Allocation) -> StageDelta:
     gpu = (
-        _toward(now.gpu_rate.milli, target.gpu_rate.milli, GPU_STEP_MILLI, 2) if now.gpu_rate and target.gpu_rate else 0
+        _toward(now.gpu_rate.milli, target.gpu_rate.milli, GPU_STEP_MILLI, GPU_STEPS_MOST)
+        if now.gpu_rate and target.gpu_rate
+        else 0
     )
     return StageDelta(
         name,
@@ -253,7 +264,7 @@ def _variants(delta: StageDelta) -> Iterator[StageDelta]:
     yield StageDelta(delta.stage, max(0, delta.replicas), max(0, delta.cpu), 0, max(0, delta.gpu_milli))
     yield StageDelta(delta.stage, min(0, delta.replicas), min(0, delta.cpu), 0, min(0, delta.gpu_milli))
     if abs(delta.gpu_milli) > GPU_STEP_MILLI:
-        yield replace(delta, gpu_milli=delta.gpu_milli // 2)
+        yield replace(delta, gpu_milli=int(delta.gpu_milli / 2 / GPU_STEP_MILLI) * GPU_STEP_MILLI)
 
 
 def violation(model: PipelineModel, forecast: Forecast, limit_s: float) -> float:

@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from controller.analogues import GROWTH_LEAST
+from controller.batches import batch_sojourn
 from controller.capacity import highest_cpu, highest_rate
 from controller.cost import effective_cost
 from controller.decision import Situation
 from controller.identification import StageFit, fitted_curve, service_time_error
 from controller.knowledge import Knowledge
-from controller.model import Array, StageLoad, capacity_per_s, mean_batch, pipeline_p99_s, sojourn, utilisation
-from controller.peak import recent_peak, reserve_rate
-from controller.state import Allocation, ClusterRoom, PipelineView, StageView
+from controller.model import Array, StageLoad, capacity_per_s, pipeline_p99_s, sojourn, utilisation
+from controller.peak import kept_rate, recent_peak, reserve_rate
+from controller.state import LOWEST_GPU_MILLI, Allocation, ClusterRoom, PipelineView, StageObservation, StageView
 from controller.tuning import Tuning
 
 __all__ = ["REPLICAS_AHEAD", "Forecast", "PipelineModel", "StageModel", "visits"]
 
 _SLOPE_SIGNIFICANCE = 3.0
-_CORRECTIONS = (0.9, 2.0)
+_CORRECTIONS = (0.75, 2.0)
 """Bounds of the correction: optimism is believed less than pessimism."""
 REPLICAS_AHEAD = 6
 """Replicas beyond the present ones that a plan looks at; the next round looks further."""
-_GROWTH_LEAST = 1.5
-"""Growth that analogues must expect before the knobs are set for it; ordinary growth is followed as it comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class StageModel:
     backlog: float
     """Tasks waiting now."""
     room: ClusterRoom
+    most_milli: int | None = None
+    """What replicas are granted while more is wished for and not to be had, thousandths; no share beyond it is believed in."""
     _reaches: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
     _paces: dict[tuple[float, float, float], float] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out before: a plan asks for the same allocations many times."""
@@ -89,10 +91,14 @@ class StageModel:
     ) -> tuple[Array, Array, Array]:
         """Mean (s), variance (s²) and utilisation at full batches, the service ``caution`` standard deviations of its fit longer."""
         load, curve = self.load(arrivals_per_s), fitted_curve(self.fit)
+        if self.most_milli is not None:
+            rate = np.minimum(rate, self.most_milli / 1000)
         longer = 1.0 + caution * service_time_error(self.fit, cores, rate) if caution else 1.0
         once, each = curve.per_batch_s(rate) * longer, curve.per_item_s(cores, rate) * longer
-        batch = mean_batch(load, servers, once, each, curve.batch_max)
-        mean, variance = sojourn(load, servers, once + batch * each, curve.scv, batch, curve.batch_max)
+        if curve.batch_max > 1.0:
+            mean, variance, _ = batch_sojourn(load, servers, once, each, curve.scv, curve.batch_max)
+        else:
+            mean, variance = sojourn(load, servers, once + each, curve.scv)
         return mean, variance, utilisation(load, servers, once / curve.batch_max + each)
 
     def capacity_per_s(self, servers: float, cores: float, rate: float) -> float:
@@ -120,6 +126,8 @@ class StageModel:
         rate = 1.0
         if self.view.uses_gpu:
             rate = max(self.highest_milli(replicas, placed), min(own, placed) if replicas <= there else 1) / 1000
+            if self.most_milli is not None:
+                rate = min(rate, self.most_milli / 1000)
         return replicas * self._pace(cores, rate, caution)
 
     def _pace(self, cores: float, rate: float, caution: float) -> float:
@@ -144,6 +152,8 @@ class PipelineModel:
     reserve_per_s: float
     """The rate that the reserve must cover; 0 with the reserve off."""
     round_s: float
+    kept_per_s: float = 0.0
+    """The rate that the reserve covers as far as the present replicas can; none are added for it."""
     correction: float = 1.0
     """Observed P99 over predicted P99, smoothed and bounded; every forecast is multiplied by it."""
     _known: dict[tuple[str, float, int, int, float, float], tuple[float, float, float]] = field(
@@ -177,11 +187,12 @@ class PipelineModel:
                 ready=at.ready,
                 backlog=max(0.0, at.queue_depth) if np.isfinite(at.queue_depth) else 0.0,
                 room=situation.room,
+                most_milli=_most(at),
             )
         now = situation.now
         recent = recent_peak(learned.peaks, now, tuning.recent_peak_window_s)
         rate = observation.arrivals_per_s if np.isfinite(observation.arrivals_per_s) else 0.0
-        ahead = rate * growth if growth >= _GROWTH_LEAST else rate
+        ahead = rate * growth if growth >= GROWTH_LEAST else rate
         wanted = max(recent, ahead, rate + _trend(rate, observation.arrivals_slope, observation.window_s, tuning))
         reserve = reserve_rate(learned.peaks, now, tuning) if tuning.reserve else 0.0
         low, high = _CORRECTIONS
@@ -192,7 +203,8 @@ class PipelineModel:
             wanted * tuning.load_margin,
             reserve,
             tuning.interval_s,
-            min(high, max(low, float(np.exp(learned.residual)))),
+            kept_rate(learned.peaks, now, tuning) if tuning.reserve else 0.0,
+            min(high, max(low, float(np.exp(learned.residual)))) if tuning.correct_forecasts else 1.0,
         )
 
     @property
@@ -258,12 +270,29 @@ class PipelineModel:
         milli = allocation.gpu_rate.milli if allocation.gpu_rate else 0
         key = (model.view.name, allocation.replicas, milli)
         if key not in self._lacking:
-            needed = self.reserve_per_s * model.visits
+            needed = self.needed_per_s(model)
             reach = (
                 model.reachable_per_s(allocation.replicas, milli or None, self.tuning.caution) if needed > 0 else 0.0
             )
             self._lacking[key] = max(0.0, 1.0 - reach / needed) if needed > 0 else 0.0
         return self._lacking[key]
+
+    def needed_per_s(self, model: StageModel) -> float:
+        """What a stage's replicas must be able to serve at their highest knobs, requests per second at this stage."""
+        factor = 1.0 if model.view.uses_gpu else self.tuning.cpu_reserve
+        needed, kept = factor * self.reserve_per_s * model.visits, self.kept_per_s * model.visits
+        if kept <= needed:
+            return needed
+        there = model.reachable_per_s(model.allocation.replicas, None, self.tuning.caution)
+        return max(needed, min(kept, (1.0 - 1e-9) * there))
+
+
+def _most(seen: StageObservation) -> int | None:
+    """The share that was granted where less was than wished for; nothing is concluded from a replica that nobody granted any."""
+    wished, granted = seen.allocation.gpu_rate, seen.granted
+    if wished is None or granted is None or not LOWEST_GPU_MILLI < granted.milli < wished.milli:
+        return None
+    return granted.milli
 
 
 def visits(view: PipelineView, ratios: Mapping[str, float]) -> dict[str, float]:

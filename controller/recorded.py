@@ -149,6 +149,10 @@ class RecordedRound:
         """What became of each wished knob; None if nothing was applied."""
         return None if self.applied is None else self.json("outcomes_json", list[KnobOutcome], self.applied)
 
+    def answers(self) -> list[KnobOutcome] | None:
+        """What the world itself said, where that is not all of the outcomes."""
+        return None if self.applied is None else self.json("answers_json", list[KnobOutcome], self.applied)
+
     def retrieved(self) -> list[Retrieved]:
         """The experiences that were remembered, best first."""
         return self.json("retrieved_json", list[Retrieved]) or []

@@ -12,6 +12,7 @@ from controller.cost import effective_cost
 from controller.identification import StageFit, fitted_curve
 from controller.knowledge import Learned
 from controller.model import ServiceCurve, capacity_per_s
+from controller.peak import remembered_peak, usual_rate
 from controller.prediction import visits
 from controller.state import (
     CPU_STEP,
@@ -46,7 +47,8 @@ def react(
 
     Enough is added to serve what arrives and to empty the queue within ``reflex_drain_s``, in whole steps of the grid, inside the
     stage's bounds, the cluster's room and the budget. Once one stage is alarmed, the others are raised to what enters the pipeline:
-    the queue would only move on to them. A queue that stays where the model sees capacity enough contradicts the model and is
+    the queue would only move on to them; and where arrivals have left the usual, at once to the whole reserve. What analogues foresee
+    is raised to before it comes. A queue that stays where the model sees capacity enough contradicts the model and is
     believed: the stage gets one step.
 
     Args:
@@ -74,15 +76,29 @@ def react(
             knobs.append((_knob(stage, gauge, learned.fits.get(gauge.name), room), entering * share[gauge.name]))
     threshold_s = queue_threshold_s(view, tuning)
     alarmed = [knob.queue > max(1.0, threshold_s * knob.capacity_per_s(knob.now)) for knob, _ in knobs]
-    if not any(alarmed):
+    expected = learned.foreseen_per_s if tuning.analogues and math.isfinite(learned.foreseen_per_s) else 0.0
+    if not any(alarmed) and not expected > 0:
         return HOLD
+    whole = max(expected, _foreseen(learned, entering, tuning) if any(alarmed) else 0.0)
     rises = []
     for (knob, rate), loud in zip(knobs, alarmed, strict=True):
         backlog = knob.queue / tuning.reflex_drain_s if loud else 0.0
-        rise = knob.rise_to(max(knob.arrivals_per_s, rate) + backlog)
+        wanted = whole * share[knob.stage.name]
+        arriving = max(knob.arrivals_per_s, rate) if any(alarmed) else 0.0
+        rise = knob.rise_to(max(arriving, wanted) + backlog)
         stays = knob.queue >= queued_before.get(knob.stage.name, math.inf)
         rises.append(rise or knob.one_step() if loud and stays else rise)
     return _affordable(view, current, [delta for delta in rises if delta], room, tuning)
+
+
+def _foreseen(learned: Learned, entering_per_s: float, tuning: Tuning) -> float:
+    """What to raise to once arrivals leave the usual: at once to all that is held in reserve, because a burst is steeper than 2 s."""
+    usual = usual_rate(learned.peaks)
+    if not tuning.remember_peaks or entering_per_s <= tuning.burst_ratio * usual:
+        return entering_per_s
+    peak = remembered_peak(learned.peaks, learned.peaks.updated_s, tuning)
+    # With what is kept in reserve beyond it: what piled up before this look has to be served as well.
+    return max(entering_per_s, tuning.remembered_factor * peak)
 
 
 def _finite(value: float) -> float:
@@ -91,7 +107,7 @@ def _finite(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Knob:
-    """The one knob of a stage that takes effect at once: its GPU share, or its CPU if it has none."""
+    """The knob of a stage that takes effect at once: its GPU share, with its CPU where that is not enough; or its CPU alone."""
 
     stage: StageView
     curve: ServiceCurve | None
@@ -103,12 +119,14 @@ class _Knob:
     most: int
     """What bounds and room allow."""
     step: int
+    most_cpu: int
+    """The same of the CPU of a GPU stage, millicores; never below what it has."""
 
-    def capacity_per_s(self, value: int) -> float:
+    def capacity_per_s(self, value: int, cpu: int = 0) -> float:
         """At a setting of the knob; without a measurement what arrives counts as what can be served."""
         if self.curve is None:
             return self.arrivals_per_s
-        cores, rate = (self.cores, value / 1000) if self.stage.uses_gpu else (value / 1000, 1.0)
+        cores, rate = (max(self.cores, cpu / 1000), value / 1000) if self.stage.uses_gpu else (value / 1000, 1.0)
         return capacity_per_s(self.curve, self.ready, cores, rate)
 
     def rise_to(self, needed_per_s: float) -> StageDelta:
@@ -118,7 +136,13 @@ class _Knob:
         value = self.now
         while value < self.most and self.capacity_per_s(value) < needed_per_s:
             value = min(self.most, value + self.step)
-        return self._by(value - self.now)
+        rise = self._by(value - self.now)
+        if not self.stage.uses_gpu or self.capacity_per_s(value) >= needed_per_s:
+            return rise
+        cpu = now = round(1000 * self.cores)
+        while cpu < self.most_cpu and self.capacity_per_s(value, cpu) < needed_per_s:
+            cpu = min(self.most_cpu, cpu + CPU_STEP)
+        return StageDelta(self.stage.name, cpu=cpu - now, gpu_milli=rise.gpu_milli)
 
     def one_step(self) -> StageDelta:
         """One step of the grid, less where bounds or room end before it."""
@@ -146,6 +170,7 @@ def _knob(stage: StageView, gauge: StageGauge, fit: StageFit | None, room: Clust
         now=gpu.milli if gpu else int(allocation.cpu),
         most=highest_rate(room, stage, allocation, count)[0] if gpu else highest_cpu(room, stage, allocation, count)[0],
         step=GPU_STEP_MILLI if gpu else CPU_STEP,
+        most_cpu=max(int(allocation.cpu), highest_cpu(room, stage, allocation, count)[0]),
     )
 
 

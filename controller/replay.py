@@ -18,7 +18,7 @@ from controller.decision import Decision, Proposal, Situation
 from controller.experience import Experience
 from controller.features import context_length
 from controller.journal import fingerprint
-from controller.knowledge import Knowledge, begin, learn, restore, stored
+from controller.knowledge import Knowledge, begin, restore, stored
 from controller.memory.codec import LARGEST
 from controller.menu import Menu
 from controller.policies.hold import hold
@@ -193,7 +193,7 @@ def _again(
     done = _done(knowledge, menu, each, tuning)
     if not repeated:
         granted = done if view.mode == "auto" else replace(done, action=HOLD)
-        knowledge = rounds.applied(knowledge, situation, granted, each.outcomes() or (), tuning)
+        knowledge = rounds.applied(knowledge, situation, granted, each.outcomes() or (), tuning, answers=each.answers())
     comparison = Comparison(
         round=each.round,
         arrivals_per_s=observation.arrivals_per_s,
@@ -239,12 +239,7 @@ def _observed(
     if tuning.reflex:
         for reflex in each.reflexes():
             learned = freeze(learned, reflex.time_s, tuning)
-    knowledge = replace(knowledge, learned=learned)
-    experience = rounds.conclude(knowledge, observation, view, tuning)
-    if experience is not None:
-        knowledge, _ = learn(knowledge, experience, tuning)
-        knowledge = replace(knowledge, learned=replace(knowledge.learned, pending=None))
-    return rounds.observe(knowledge, view, observation, tuning)
+    return rounds.take_in(replace(knowledge, learned=learned), view, observation, tuning)[0]
 
 
 def _faithful(knowledge: Knowledge, each: RecordedRound, changes: Mapping[str, str]) -> bool | None:

@@ -1,28 +1,31 @@
 """The working copy of a pipeline's memory: likeness, surprisal, choice of the experiences to show, and kernel means.
 
-Everything a kernel mean needs is kept up as experiences come and go; nothing is ever recomputed over all pairs in a round.
+Everything a kernel mean needs is kept up as experiences come and go; nothing is ever recomputed over all pairs in a round. Up to 16,384
+experiences all of it is exact; beyond, expectations are those of a thousand cells (see ``cells``) and the rest stays exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
+from controller.cells import Cells
 from controller.experience import Experience, Outcome
 from controller.features import action_vector
 from controller.frontier import GLOBAL, Frontier, Frontiers
+from controller.kernels import Everyone
+from controller.points import Places, Points, Rows, Vector
 from controller.reward import pareto_term
 from controller.state import Action
 from controller.tuning import Tuning
 
-__all__ = ["Memory", "Prediction", "Recollection"]
+__all__ = ["EXACT_MOST", "Memory", "Prediction", "Recollection"]
 
-Rows = npt.NDArray[np.float32]
-Vector = npt.NDArray[np.float64]
-
+EXACT_MOST = 16_384
+"""Experiences up to which expectations are kept up for each of them."""
 _FIRST_BANDWIDTHS = (0.5, 1.0)
 _BANDWIDTH_SIZES = (32, 128, 512)
 """Bandwidths (median distances) are taken anew at these sizes and kept from then on."""
@@ -31,6 +34,8 @@ _SHORTLIST = 96
 _NEIGHBOURS = 512
 """Nearest contexts that a kernel mean is taken over; further ones weigh next to nothing."""
 _SUPPORT = 0.1
+_MEDIAN_DRIFT = 256
+"""Of a large memory the median reward is taken anew after one in so many experiences has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,7 @@ class Prediction:
 
 
 class Memory:
-    """Arrays over all experiences of one pipeline, in no particular order.
-
-    Mutable for speed: adding one experience to n costs one pass over them (about 0.3 ms at 10⁴). Not thread-safe.
+    """All experiences of one pipeline, in no particular order. Mutable for speed; not thread-safe.
 
     Args:
         stages: The pipeline's stages, which fix the length of the vectors.
@@ -73,17 +76,10 @@ class Memory:
         """Standard deviations of the kernels on the context and on the action."""
         self._experiences: list[Experience] = []
         self._index: dict[str, int] = {}
-        self._measured = 0
-        self._context: Rows = np.zeros((0, 0), dtype=np.float32)
-        self._action: Rows = np.zeros((0, 0), dtype=np.float32)
-        self._squares: Rows = np.zeros(0, dtype=np.float32)
-        self._reward: Vector = np.zeros(0)
-        self._residual: Vector = np.zeros(0)
-        self._weights: Vector = np.zeros(0)
-        """Σ over the others of K(e, other); with ``_sums`` what leave-one-out needs."""
-        self._sums: Vector = np.zeros(0)
-        self._total = 0.0
+        self._points = Points(0, 0)
+        self._upkeep: Everyone | Cells = Everyone(self._points, self.bandwidths)
         self._median: float | None = None
+        self._changed = 0
 
     def __len__(self) -> int:
         return len(self._experiences)
@@ -108,154 +104,148 @@ class Memory:
 
         An experience whose context has another length (the pipeline's stages changed) or is not finite is left out, surprisal 0.
         """
-        context = np.asarray(experience.context, dtype=np.float32)
-        reward = experience.reward.total
-        width = self._context.shape[1] if len(self) else context.size
-        if context.size != width or not np.isfinite(context).all() or not np.isfinite(reward):
+        row = self._row(experience)
+        if row is None:
             return 0.0
         if experience.id in self._index:
             self.remove(experience.id)
-        action = np.asarray(action_vector(experience.action, self.stages), dtype=np.float32)
-        count = len(self)
-        self._grow(count + 1, context.size, action.size)
-        kernel = self._kernel(context, action)
-        others = self._reward[:count]
-        self._weights[:count] += kernel
-        self._sums[:count] += kernel * reward
-        self._weights[count] = kernel.sum()
-        self._sums[count] = kernel @ others
-        self._context[count], self._action[count] = context, action
-        self._squares[count] = context @ context
-        self._reward[count] = reward
-        predicted = experience.predicted_reward
-        self._residual[count] = reward - predicted if predicted is not None and np.isfinite(predicted) else 0.0
-        self._experiences.append(experience)
-        self._index[experience.id] = count
-        self._total += reward
-        self._median = None
+        place = len(self)
+        self._append([experience], row)
         if len(self) in _BANDWIDTH_SIZES:
             self._measure_bandwidths()
-        return float(self.surprisals(tuning)[count])
+        elif len(self) == EXACT_MOST + 1 and isinstance(self._upkeep, Everyone):
+            self._upkeep = Cells(self._points, self.bandwidths)
+        else:
+            self._upkeep.added(place)
+        return float(self._surprisals(slice(place, place + 1), tuning)[0])
 
     def remove(self, identity: str) -> bool:
         """Forget an experience; False if it is not there."""
         place = self._index.pop(identity, None)
         if place is None:
             return False
-        count = len(self)
-        kernel = self._kernel(self._context[place], self._action[place])
-        kernel[place] = 0.0
-        reward = self._reward[place]
-        self._weights[:count] -= kernel
-        self._sums[:count] -= kernel * reward
-        self._total -= reward
-        self._median = None
-        last = count - 1
-        for rows in (self._context, self._action):
-            rows[place] = rows[last]
-        for values in (self._squares, self._reward, self._residual, self._weights, self._sums):
-            values[place] = values[last]
+        self._upkeep.leaving(place)
+        self._points.remove(place)
         moved = self._experiences.pop()
-        if place != last:
+        if place != len(self._experiences):
             self._experiences[place] = moved
             self._index[moved.id] = place
-        np.maximum(self._weights[:last], 0.0, out=self._weights[:last])
+        self._changed += 1
         return True
 
     def load(self, experiences: Iterable[Experience], tuning: Tuning) -> None:
-        """Take many in, as at a warm start."""
-        for experience in experiences:
+        """Take many in, as at a warm start: as if one by one, but the sums are taken once, over all pairs or at the cells."""
+        waiting = iter(experiences)
+        for experience in islice(waiting, max(0, _BANDWIDTH_SIZES[-1] - len(self))):
+            self.add(experience, tuning)
+        fresh: dict[str, tuple[Experience, tuple[Rows, Rows, float, float]]] = {}
+        again: list[Experience] = []
+        for experience in waiting:
+            row = self._row(experience)
+            if experience.id in self._index:
+                again.append(experience)
+            elif row is not None:
+                fresh[experience.id] = experience, row
+        if fresh:
+            contexts, actions, rewards, residuals = zip(*(row for _, row in fresh.values()), strict=True)
+            rows = np.stack(contexts), np.stack(actions), np.array(rewards), np.array(residuals)
+            self._append([experience for experience, _ in fresh.values()], rows)
+            kind = Everyone if len(self) <= EXACT_MOST and isinstance(self._upkeep, Everyone) else Cells
+            self._upkeep = kind(self._points, self.bandwidths)
+        for experience in again:
             self.add(experience, tuning)
 
-    def _grow(self, count: int, context: int, action: int) -> None:
-        room = self._reward.size
-        if count <= room:
-            return
-        size = max(64, 2 * room)
+    def _row(self, experience: Experience) -> tuple[Rows, Rows, float, float] | None:
+        """Context, action, reward and residual; None for what cannot be taken in."""
+        context = np.asarray(experience.context, dtype=np.float32)
+        reward = experience.reward.total
+        width = self._points.width if len(self) else context.size
+        if context.size != width or not np.isfinite(context).all() or not np.isfinite(reward):
+            return None
+        action = np.asarray(action_vector(experience.action, self.stages), dtype=np.float32)
+        predicted = experience.predicted_reward
+        residual = reward - predicted if predicted is not None and np.isfinite(predicted) else 0.0
+        return context, action, reward, residual
 
-        def larger(old: npt.NDArray[np.floating], shape: tuple[int, ...]) -> npt.NDArray[np.floating]:
-            new = np.zeros(shape, dtype=old.dtype)
-            if old.size:
-                new[: old.shape[0]] = old
-            return new
-
-        self._context = larger(self._context, (size, context)).astype(np.float32, copy=False)
-        self._action = larger(self._action, (size, action)).astype(np.float32, copy=False)
-        self._squares = larger(self._squares, (size,)).astype(np.float32, copy=False)
-        for name in ("_reward", "_residual", "_weights", "_sums"):
-            setattr(self, name, larger(getattr(self, name), (size,)))
+    def _append(
+        self, experiences: Sequence[Experience], row: tuple[Rows, Rows, float | Vector, float | Vector]
+    ) -> None:
+        context, action, reward, residual = row
+        if not len(self) and context.shape[-1] != self._points.width:
+            self._points = Points(context.shape[-1], action.shape[-1])
+            self._upkeep = Everyone(self._points, self.bandwidths)
+        self._points.append(
+            np.atleast_2d(context),
+            np.atleast_2d(action),
+            np.atleast_1d(np.asarray(reward, dtype=float)),
+            np.atleast_1d(np.asarray(residual, dtype=float)),
+        )
+        for place, experience in enumerate(experiences, len(self)):
+            self._index[experience.id] = place
+        self._experiences.extend(experiences)
+        self._changed += len(experiences)
 
     def _measure_bandwidths(self) -> None:
         """Median distances over all pairs; then the sums of the kernels once over all pairs (at most 512²)."""
-        count = len(self)
-        upper = np.triu_indices(count, 1)
+        upper = np.triu_indices(len(self), 1)
         found = []
-        squares = []
-        for rows, fallback in ((self._context[:count], 0.5), (self._action[:count], 1.0)):
+        for rows, fallback in ((self._points.context, 0.5), (self._points.action, 1.0)):
             wide = rows.astype(float)
             norms = (wide**2).sum(axis=1)
             square = np.maximum(norms[:, None] + norms[None, :] - 2.0 * wide @ wide.T, 0.0)
             distances = np.sqrt(square[upper])
             apart = distances[distances > 1e-6]
             found.append(max(float(np.median(apart)), 0.05) if apart.size else fallback)
-            squares.append(square)
         self.bandwidths = (found[0], found[1])
-        kernel = np.exp(-squares[0] / (2 * found[0] ** 2) - squares[1] / (2 * found[1] ** 2))
-        np.fill_diagonal(kernel, 0.0)
-        self._weights[:count] = kernel.sum(axis=1)
-        self._sums[:count] = kernel @ self._reward[:count]
+        self._upkeep = Everyone(self._points, self.bandwidths)
 
     # Kernels
-
-    def _likeness(self, context: Rows) -> Vector:
-        """exp(−‖x_e − x‖²/2h²) of every experience, on the context alone."""
-        count = len(self)
-        if not count:
-            return np.zeros(0)
-        square = self._squares[:count] - 2.0 * (self._context[:count] @ context) + context @ context
-        np.maximum(square, 0.0, out=square)
-        return np.asarray(np.exp(square * np.float32(-0.5 / self.bandwidths[0] ** 2)), dtype=float)
-
-    def _kernel(self, context: Rows, action: Rows) -> Vector:
-        """The same on (context, action)."""
-        count = len(self._experiences)
-        if not count:
-            return np.zeros(0)
-        apart = ((self._action[:count] - action) ** 2).sum(axis=1)
-        return np.asarray(self._likeness(context) * np.exp(-0.5 * apart.astype(float) / self.bandwidths[1] ** 2))
 
     def surprisals(self, tuning: Tuning) -> Vector:
         """|r_e − E[r | memory without e]| of every experience.
 
         E[r] is a Gaussian-kernel mean on (context, action), shrunk to the mean of the other rewards, which weighs ``shrinkage``.
-        With a Gaussian predictive of one width this ranks as −log p(r_e).
+        With a Gaussian predictive of one width this ranks as −log p(r_e). With ``local_deviation`` the width is that of the
+        neighbourhood, shrunk to the whole memory's in the same way, and surprisal is in units of the latter.
         """
-        count = len(self)
-        rewards = self._reward[:count]
-        prior = (self._total - rewards) / max(1, count - 1)
-        weight = tuning.shrinkage
-        expected = (self._sums[:count] + weight * prior) / (self._weights[:count] + weight)
-        return np.abs(rewards - expected) if count > 1 else np.abs(rewards)
+        return self._surprisals(slice(None), tuning)
+
+    def _surprisals(self, rows: Places | slice, tuning: Tuning) -> Vector:
+        count, points, weight = len(self), self._points, tuning.shrinkage
+        rewards = points.reward[rows]
+        if count < 2:
+            return np.abs(rewards)
+        sums = self._upkeep.of(rows)
+        prior = (points.total - rewards) / (count - 1)
+        total = np.maximum(sums.weights + weight, 1e-12)
+        expected = (sums.rewards + weight * prior) / total
+        apart = np.abs(rewards - expected)
+        if tuning.local_deviation:
+            whole = max(points.total_squares / count - (points.total / count) ** 2, 1e-12)
+            around = sums.squares - 2.0 * expected * sums.rewards + expected**2 * sums.weights
+            apart *= np.sqrt(whole / np.maximum((around + weight * whole) / total, 1e-4 * whole))
+        return apart
 
     def predict(self, context: Sequence[float], actions: Sequence[Action], tuning: Tuning) -> list[Prediction]:
         """What rewards near (context, action) deviated from what the model had predicted, for several actions at once.
 
         The mean is shrunk to 0, the model being the prior.
         """
-        count = len(self)
-        if not count or len(context) != self._context.shape[1]:
+        count, points = len(self), self._points
+        if not count or len(context) != points.width:
             return [Prediction(0.0, 1.0, 0.0) for _ in actions]
-        likeness = self._likeness(np.asarray(context, dtype=np.float32))
-        if count > _NEIGHBOURS:
-            near = np.argpartition(-likeness, _NEIGHBOURS)[:_NEIGHBOURS]
-            near = near[likeness[near] > 1e-3]
-        else:
-            near = np.flatnonzero(likeness > 1e-3)
-        likeness, residual = likeness[near], self._residual[near]
+        question = np.asarray(context, dtype=np.float32)
+        near = self._upkeep.near(question) if isinstance(self._upkeep, Cells) else np.arange(count)
+        likeness = points.likeness(question, self.bandwidths[0], None if len(near) == count else near).astype(float)
+        if near.size > _NEIGHBOURS:
+            nearest = np.argpartition(-likeness, _NEIGHBOURS)[:_NEIGHBOURS]
+            near, likeness = near[nearest], likeness[nearest]
+        near, likeness = near[likeness > 1e-3], likeness[likeness > 1e-3]
+        residual = points.residual[near]
         predictions = []
         for action in actions:
             vector = np.asarray(action_vector(action, self.stages), dtype=np.float32)
-            apart = ((self._action[near] - vector) ** 2).sum(axis=1).astype(float)
+            apart = points.apart(vector, near).astype(float)
             weights = likeness * np.exp(-0.5 * apart / self.bandwidths[1] ** 2)
             support = float(weights.sum())
             total = support + tuning.shrinkage
@@ -279,38 +269,58 @@ class Memory:
         nothing is gained any more. Only rewards above ``least_reward`` are shown; their Pareto term is that of today's frontier.
         """
         count = len(self)
-        if not count or tuning.examples_max <= 0 or len(context) != self._context.shape[1]:
+        if not count or tuning.examples_max <= 0 or len(context) != self._points.width:
             return []
-        similarity = self._likeness(np.asarray(context, dtype=np.float32))
-        surprisal = self.surprisals(tuning)
-        score = similarity * surprisal if tuning.surprisal_in_score else similarity
+        size = min(count, max(_SHORTLIST, 4 * tuning.examples_max))
         least = tuning.least_reward
         threshold = self._median_reward() if least is None else least
-        score = np.where(self._reward[:count] >= threshold, score, -1.0) if least is None else score
-        size = min(count, max(_SHORTLIST, 4 * tuning.examples_max))
-        short = np.argpartition(-score, size - 1)[:size] if size < count else np.arange(count)
-        allowed = score[short] > 0.0
+        question = np.asarray(context, dtype=np.float32)
+        rows = self._promising(question, threshold if least is None else None, size, tuning)
+        reward = self._points.reward if rows is None else self._points.reward[rows]
+        similarity = self._points.likeness(question, self.bandwidths[0], rows).astype(float)
+        surprisal = self._surprisals(slice(None) if rows is None else rows, tuning)
+        score = similarity * surprisal if tuning.surprisal_in_score else similarity
+        score = np.where(reward >= threshold, score, -1.0) if least is None else score
+        short = np.argpartition(-score, size - 1)[:size] if size < len(score) else np.arange(len(score))
+        short = short[score[short] > 0.0]
+        place = short if rows is None else rows[short]
         if least is not None:
-            current = [self._current_reward(int(place), frontiers, tuning) for place in short]
-            allowed &= np.array(current) > threshold
-        short = short[allowed]
-        chosen = self._diverse(short, score[short], tuning)
+            above = np.array([self._current_reward(int(each), frontiers, tuning) for each in place]) > threshold
+            short, place = short[above], place[above]
+        chosen = self._diverse(place, score[short], tuning)
         return [
             Recollection(
-                self._experiences[short[row]],
+                self._experiences[place[row]],
                 float(similarity[short[row]]),
                 float(surprisal[short[row]]),
                 float(score[short[row]]),
-                self._current_reward(int(short[row]), frontiers, tuning),
+                self._current_reward(int(place[row]), frontiers, tuning),
             )
             for row in chosen
         ]
 
-    def _diverse(self, short: npt.NDArray[np.intp], score: Vector, tuning: Tuning) -> list[int]:
+    def _promising(self, question: Rows, least: float | None, size: int, tuning: Tuning) -> Places | None:
+        """Those that may be among the ``size`` with the highest scores; None for all."""
+        if not isinstance(self._upkeep, Cells):
+            return None
+        points = self._points
+        if not tuning.surprisal_in_score:
+            value = np.ones(points.count, dtype=np.float32)
+        elif tuning.local_deviation:
+            value = self._surprisals(slice(None), tuning).astype(np.float32)
+        else:
+            value = self._upkeep.deviations(tuning.shrinkage)
+        if least is not None:
+            value *= points.reward >= least
+        return self._upkeep.promising(question, value, size)
+
+    def _diverse(self, short: Places, score: Vector, tuning: Tuning) -> list[int]:
         """Rows of ``short`` in the order chosen."""
         if not short.size:
             return []
-        rows = np.hstack([self._context[short] / self.bandwidths[0], self._action[short] / self.bandwidths[1]])
+        rows = np.hstack(
+            [self._points.context[short] / self.bandwidths[0], self._points.action[short] / self.bandwidths[1]]
+        )
         norms = (rows * rows).sum(axis=1)
         alike = np.exp(-0.5 * np.maximum(norms[:, None] + norms[None, :] - 2.0 * rows @ rows.T, 0.0))
         scale = float(score.max())
@@ -328,8 +338,8 @@ class Memory:
         return chosen
 
     def _median_reward(self) -> float:
-        if self._median is None:
-            self._median = float(np.median(self._reward[: len(self)]))
+        if self._median is None or self._changed > (len(self) // _MEDIAN_DRIFT if len(self) > EXACT_MOST else 0):
+            self._median, self._changed = float(np.median(self._points.reward)), 0
         return self._median
 
     def _current_reward(self, place: int, frontiers: Frontiers, tuning: Tuning) -> float:

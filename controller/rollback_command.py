@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
 import typer
 
 from controller.history import FromFile, Pipeline, read_history
 from controller.memory.console import DEFAULT_URL, RedisUrl, run
+from controller.observe.fetching import Fetcher
 from controller.observe.scraper import Scraper
 from controller.printing import printable
 from controller.recorded import RecordedRound
@@ -89,13 +89,13 @@ async def _applied(pipeline: str, before: dict[str, Allocation], reason: str) ->
         kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
         api = await stack.enter_async_context(await Api.from_environment(kubeconfig))
         await api.get("/version")
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        fetcher = await stack.enter_async_context(Fetcher())
         watching = Watching(api)
         task = asyncio.create_task(watching.run())
         stack.push_async_callback(_ended, task)
         await _synced(watching.why_not_synced)
         clock = WallClock()
-        world = KubernetesWorld(api, watching, Scraper(session, clock.now), settings.prices, clock=clock)
+        world = KubernetesWorld(api, watching, Scraper(fetcher, clock.now), settings.prices, clock=clock)
         view = next((each for each in await world.pipelines() if each.key == pipeline), None)
         if view is None:
             raise NotFound(f"the cluster has no pipeline {pipeline}")

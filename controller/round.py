@@ -2,10 +2,7 @@
 
 The loop calls, with the world's answers as values::
 
-    knowledge = observe(knowledge, view, observation, tuning)       # identification, peaks, analogues, the model's residual
-    experience = conclude(knowledge, observation, view, tuning)     # of the round before; None if none is pending
-    if experience is not None:
-        knowledge, surprisal = learn(knowledge, experience, tuning)
+    knowledge, experience = take_in(knowledge, view, observation, tuning)   # experience of the round before; None if none is pending
     menu = candidates(knowledge, situation, tuning)                 # admissible candidates with digests, experiences to show
     proposal = choose(knowledge, menu, tuning, rng)                 # or probe(...) or what a language model answers
     decision = admit(knowledge, menu, proposal, tuning)             # guardrails in order, every verdict kept
@@ -24,15 +21,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from controller.analogues import expected_growth, remember
+from controller.analogues import GROWTH_LEAST, expected_growth, remember
 from controller.bottleneck import bottleneck
 from controller.decision import Decision, Proposal, Situation
 from controller.experience import Experience
 from controller.features import context_vector
 from controller.frontier import GLOBAL, load_bucket
+from controller.granting import granted_action, granted_allocations
 from controller.guardrails import Case, judge
 from controller.identification import fit_stage
-from controller.knowledge import Knowledge, Pending, begin, learn, refused, restore, stored
+from controller.knowledge import Knowledge, Learned, Pending, begin, learn, refused, restore, stored
 from controller.menu import Menu, compose, model_reward
 from controller.peak import record
 from controller.planning import cheapest, steps_towards
@@ -47,7 +45,6 @@ from controller.state import (
     KnobOutcome,
     Observation,
     PipelineView,
-    StageDelta,
     difference,
     project_all,
 )
@@ -67,10 +64,15 @@ __all__ = [
     "reflexed",
     "restore",
     "stored",
+    "take_in",
 ]
 
 _RATIO_WEIGHT = 0.2
 _RESIDUAL_WEIGHT = 0.25
+_SURGE_MOST = 20.0
+_SURGE_LEAST_PER_S = 100.0
+"""A peak counts up to 20 times the usual rate, or 100/s if that is more: bursts are three to five times it, and those that are really
+larger lift the usual rate as they come again."""
 _SAMPLES_LEAST = 100
 """Requests that a P99 must rest on to correct the model."""
 
@@ -97,10 +99,24 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
         )
         if fresh is not None:
             fits[stage.name] = fresh
-    peaks = record(learned.peaks, observation.arrivals_per_s, observation.arrivals_peak_per_s, now, tuning)
+    most = _believable_per_s(learned)
+    peaks = record(
+        learned.peaks,
+        min(observation.arrivals_per_s, most),
+        min(observation.arrivals_peak_per_s, most),
+        now,
+        tuning,
+    )
+    rate = observation.arrivals_per_s
+    growth = (
+        expected_growth(learned.analogues, peaks, rate, observation.arrivals_slope, now, tuning.analogues_ahead_s)
+        if tuning.analogues and math.isfinite(rate)
+        else 1.0
+    )
     learned = replace(
         learned,
         fits=fits,
+        foreseen_per_s=rate * growth if growth >= GROWTH_LEAST else 0.0,
         ratios=_ratios(learned.ratios, view, observation),
         residual=_residual(knowledge, view, observation, moved, tuning),
         peaks=peaks,
@@ -111,11 +127,19 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
             observation.arrivals_slope,
             peaks.recent[-1][1] if peaks.recent else 0.0,
             now,
+            tuning.analogues_ahead_s,
         )
         if tuning.analogues
         else learned.analogues,
     )
     return replace(knowledge, learned=learned)
+
+
+def _believable_per_s(learned: Learned) -> float:
+    """Up to which rate a peak is remembered: one wrong counter must not keep every replica for days."""
+    if learned.peaks.first_s is None:
+        return math.inf
+    return max(_SURGE_LEAST_PER_S, _SURGE_MOST * learned.peaks.base)
 
 
 def _residual(knowledge: Knowledge, view: PipelineView, observation: Observation, moved: bool, tuning: Tuning) -> float:
@@ -171,7 +195,7 @@ def conclude(
     outcome = outcome_of(observation, view.budget_per_hour)
     bucket = load_bucket(observation.arrivals_per_s)
     before = dict(pending.before)
-    after = {**before, **{name: each for name, each in observation.allocations.items() if name in before}}
+    after = {**before, **{name: each for name, each in granted_allocations(observation).items() if name in before}}
     action = difference(before, after, sorted(before))
     frontier = knowledge.frontiers.at(GLOBAL if tuning.frontier_scope == "global" else bucket)
     reward = reward_terms(
@@ -197,16 +221,34 @@ def conclude(
     )
 
 
+def take_in(
+    knowledge: Knowledge, view: PipelineView, observation: Observation, tuning: Tuning, *, writer: str = "0"
+) -> tuple[Knowledge, Experience | None]:
+    """What every round does with what it saw: conclude the one before, learn from it, fold the observation in.
+
+    Args:
+        knowledge: With the pending round, if any.
+        view: As it is now.
+        observation: The settled window.
+        tuning: As always.
+        writer: Part of the experience's id.
+
+    Returns:
+        The new knowledge, in which nothing is pending, and the experience of the round before; None if none was pending.
+    """
+    experience = conclude(knowledge, observation, view, tuning, writer=writer)
+    if experience is not None:
+        knowledge, surprisal = learn(knowledge, experience, tuning)
+        experience = replace(experience, surprisal=surprisal)
+        knowledge = replace(knowledge, learned=replace(knowledge.learned, pending=None))
+    return observe(knowledge, view, observation, tuning), experience
+
+
 def candidates(knowledge: Knowledge, situation: Situation, tuning: Tuning) -> Menu:
     """The menu of this round. Pure, and the same for every policy that chooses from it."""
     learned, observation, view = knowledge.learned, situation.observation, situation.view
-    growth = (
-        expected_growth(
-            learned.analogues, learned.peaks, observation.arrivals_per_s, observation.arrivals_slope, situation.now
-        )
-        if tuning.analogues
-        else 1.0
-    )
+    rate = observation.arrivals_per_s
+    growth = learned.foreseen_per_s / rate if learned.foreseen_per_s > 0 and rate > 0 else 1.0
     model = PipelineModel.of(knowledge, situation, tuning, growth)
     current = observation.allocations
     case = Case(situation, learned, model)
@@ -290,7 +332,13 @@ def admit(knowledge: Knowledge, menu: Menu, proposal: Proposal, tuning: Tuning) 
 
 
 def applied(
-    knowledge: Knowledge, situation: Situation, decision: Decision, outcomes: Sequence[KnobOutcome], tuning: Tuning
+    knowledge: Knowledge,
+    situation: Situation,
+    decision: Decision,
+    outcomes: Sequence[KnobOutcome],
+    tuning: Tuning,
+    *,
+    answers: Sequence[KnobOutcome] | None = None,
 ) -> Knowledge:
     """After the world was asked: the round waits for its outcome, ε decays, what was refused is left alone for a while.
 
@@ -298,17 +346,18 @@ def applied(
         knowledge: Of before.
         situation: Of the decision.
         decision: What was asked for; in recommend mode pass one with HOLD.
-        outcomes: The world's answer, knob by knob.
+        outcomes: What became of each knob.
         tuning: As always.
+        answers: What the world itself said of them, if not all of it: what it was never asked for it has not refused.
     """
     observation, learned = situation.observation, knowledge.learned
-    granted = _granted(decision.action, outcomes)
+    granted = granted_action(decision.action, outcomes)
     pending = Pending(
         round=decision.round,
         time_s=situation.now,
         policy=decision.policy,
         context=context_vector(observation, situation.view),
-        before=tuple(sorted(decision.before.items())),
+        before=tuple(sorted(granted_allocations(observation).items())),
         action=granted,
         latency_ratio=outcome_of(observation, situation.view.budget_per_hour).latency_ratio,
         arrivals_per_s=observation.arrivals_per_s,
@@ -321,30 +370,9 @@ def applied(
         round=decision.round + 1,
         pending=pending,
         last_action=granted,
-        refusals=(*refusals, *refused(list(outcomes), decision.round)),
+        refusals=(*refusals, *refused(list(outcomes if answers is None else answers), decision.round)),
     )
     return replace(knowledge, learned=learned)
-
-
-def _granted(action: Action, outcomes: Sequence[KnobOutcome]) -> Action:
-    """The action with each knob as it was granted; knobs without an outcome count as granted."""
-    short = {(each.stage, each.knob): each.granted - each.wished for each in outcomes if each.granted != each.wished}
-    deltas = []
-    for delta in action.deltas:
-        deltas.append(
-            StageDelta(
-                delta.stage,
-                _less(delta.replicas, short.get((delta.stage, "replicas"), 0)),
-                _less(delta.cpu, short.get((delta.stage, "cpu"), 0)),
-                _less(delta.memory, short.get((delta.stage, "memory"), 0)),
-                _less(delta.gpu_milli, short.get((delta.stage, "gpu_rate"), 0)),
-            )
-        )
-    return Action.of(deltas)
-
-
-def _less(delta: int, missing: int) -> int:
-    return max(0, delta + missing) if delta > 0 else min(0, delta + missing)
 
 
 def reflexed(knowledge: Knowledge, action: Action, now: float, tuning: Tuning) -> Knowledge:

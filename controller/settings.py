@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -12,6 +13,8 @@ from sair.errors import SettingsError
 from sair.settings import load, settings
 
 __all__ = ["Settings", "load_settings"]
+
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 
 
 @settings("SAIR_CONTROLLER_")
@@ -26,7 +29,23 @@ class Settings:
     namespace: str = "sair-system"
     """Where the Lease is."""
     lease_name: str = "sair-controller"
-    """Name of the Lease that elects the one controller that acts."""
+    """Name of the Lease that elects the one controller that acts, or that all share; those of the shards are called after it."""
+    shards: Annotated[int, Meta(ge=1, le=16)] = 1
+    """In how many shards the pipelines are divided, by namespace. 1: one replica acts and the others stand by; more: each replica
+    holds a fair share of the shards, so that more replicas scale more pipelines. While it is being changed nobody acts twice."""
+    metrics_source: Literal["pods", "prometheus"] = "pods"
+    """Where the stages' metrics come from: pods, asked directly; or a Prometheus server that scrapes them."""
+    prometheus_url: str = ""
+    """Base URL of that server, without /api/v1; needed with prometheus. Let it scrape the stages every 5 s or more often: the reflex holds
+    while the newest metrics are older than 6 s, and rounds do not scale down while they are older than 30 s."""
+    prometheus_namespace_label: str = "namespace"
+    """Label that names a pod's namespace there."""
+    prometheus_pod_label: str = "pod"
+    """Label that names the pod there."""
+    prometheus_token_file: str = ""
+    """File with a bearer token for that server, read anew every minute; unset: none is sent."""
+    prometheus_ca_file: str = ""
+    """File with the certificate authorities that are trusted for that server; unset: the system's."""
     host: str = "0.0.0.0"  # noqa: S104  # probes and Prometheus come from outside the pod
     """Address that /healthz, /readyz and /metrics listen on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
@@ -34,7 +53,8 @@ class Settings:
     interval_s: Annotated[float, Meta(ge=5, le=600)] = 30.0
     """Length of a round, seconds."""
     window_s: Annotated[float, Meta(ge=2, le=60)] = 15.0
-    """Length of the observation window at the end of a round, seconds; at most the round's. Two of them are remembered."""
+    """Length of the observation window at the end of a round, seconds; at most the round's, so that rounds of less than 15 s need it set as
+    well. Two of them are remembered."""
     reflex_interval_s: Annotated[float, Meta(ge=0.5, le=60)] = 2.0
     """How often the reflex looks at the queues, seconds."""
     memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
@@ -52,6 +72,14 @@ class Settings:
         if self.window_s > self.interval_s:
             allowed = f"at most SAIR_CONTROLLER_INTERVAL_S, which is {self.interval_s:g}"
             raise SettingsError("SAIR_CONTROLLER_WINDOW_S", self.window_s, allowed)
+        if self.metrics_source == "prometheus" and not self.prometheus_url.startswith(("http://", "https://")):
+            allowed = "http://… or https://…, the Prometheus server that the metrics are read from"
+            raise SettingsError("SAIR_CONTROLLER_PROMETHEUS_URL", self.prometheus_url, allowed)
+        for name in ("namespace", "pod"):
+            label = getattr(self, f"prometheus_{name}_label")
+            if not _LABEL.fullmatch(label):
+                variable = f"SAIR_CONTROLLER_PROMETHEUS_{name.upper()}_LABEL"
+                raise SettingsError(variable, label, "the name of a label: letters, digits and _, no digit first")
 
     @property
     def prices(self) -> Prices:

@@ -10,6 +10,7 @@ from sair.quantities import GpuRate, Mebibytes, Millicores
 
 __all__ = [
     "CPU_STEP",
+    "GPU_STEPS_MOST",
     "GPU_STEP_MILLI",
     "HOLD",
     "LOWEST_GPU_MILLI",
@@ -34,9 +35,11 @@ __all__ = [
 
 CPU_STEP = Millicores(500)
 MEMORY_STEP = Mebibytes(256)
-GPU_STEP_MILLI = 100
+GPU_STEP_MILLI = 50
+GPU_STEPS_MOST = 4
 LOWEST_GPU_MILLI = 50
-"""The discrete grid of actions: Δreplicas ∈ {−1, 0, +1, +2}, Δcpu ∈ {0, ±0.5 core}, Δmemory ∈ {0, ±256 Mi}, Δρ ∈ {0, ±0.1, ±0.2}."""
+"""The discrete grid of actions: Δreplicas ∈ {−1, 0, +1, +2}, Δcpu ∈ {0, ±0.5 core}, Δmemory ∈ {0, ±256 Mi},
+Δρ ∈ {0, ±0.05, ±0.1, ±0.15, ±0.2}."""
 
 
 @dataclass(frozen=True, slots=True)

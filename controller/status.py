@@ -6,17 +6,21 @@ import datetime as dt
 import math
 from typing import Final, Literal
 
+import msgspec
+
+from controller import judging as judged
+from controller.decision import Decision as KnownDecision
 from controller.discovery import Found
 from controller.journal import RoundReport
 from controller.llm.settings import ModelSettings
 from controller.memory.mirror import MirroredMemory
 from controller.metrics import ControllerMetrics
-from controller.state import Action, Observation, PipelineView
+from controller.state import Action, PipelineView
 from controller.worlds.kubernetes import COMPONENT, KubernetesWorld
-from sair.errors import Conflict, SairError
+from controller.worlds.wishing import change_status
+from sair.errors import Conflict, InvalidInput, SairError
 from sair.kube.client import Api
 from sair.kube.events import Recorder, Reference
-from sair.kube.patch import apply_status
 from sair.kube.resources import PIPELINES
 from sair.logs import get_logger
 from sair.pipeline import (
@@ -28,11 +32,9 @@ from sair.pipeline import (
     Pipeline,
     PipelineStatus,
     StageStatus,
-    parse_pipeline,
     with_condition,
 )
-from sair.quantities import format_memory, format_millicores
-from sair.wire import to_builtins
+from sair.quantities import format_memory, format_millicores, parse_cpu
 
 __all__ = ["StatusWriter"]
 
@@ -83,13 +85,29 @@ class StatusWriter:
             found = self._world.found().get(key)
             if found is None:
                 return
-            current = parse_pipeline(await self._api.get(PIPELINES.path(namespace, name)))
+            current = await change_status(
+                self._api, key, lambda current: self._status(report, found, current), component=COMPONENT
+            )
             self._uids[key] = current.metadata.uid
-            status = self._status(report, found, current)
-            await apply_status(self._api, PIPELINES, namespace, name, to_builtins(status), component=COMPONENT)
         except SairError as error:
             _log.warning("the status could not be written", pipeline=key, problem=str(error))
         self._tell(report, Reference(PIPELINES, name, namespace, self._uids.get(key, "")))
+
+    async def about_to_act(self, report: RoundReport) -> None:
+        """Write what CPU is about to rise to where the webhook and the next leader look for wishes.
+
+        Before the pods are asked, so that whoever leads next never takes for too much what this one has raised already. What falls
+        is written once it has fallen. Shares of GPUs are asked for there and nowhere else.
+        """
+        key, decision = report.view.key, report.decision
+        if decision is None or not any(delta.cpu > 0 for delta in decision.action.deltas):
+            return
+        try:
+            await change_status(
+                self._api, key, lambda current: _with_rises(current.status, decision), component=COMPONENT
+            )
+        except SairError as error:
+            _log.warning("a rise could not be announced in the status", pipeline=key, problem=str(error))
 
     async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
         """Count, and tell by Event."""
@@ -177,8 +195,7 @@ class StatusWriter:
             )
             conditions = with_condition(conditions, new)
 
-        seen = report.observation is not None
-        set_to("MetricsAvailable", seen, "Scraped" if seen else "ScrapeFailed", "" if seen else report.problem)
+        set_to("MetricsAvailable", *judged.metrics(report))
         if not self._model.configured:
             set_to("LLMReady", False, "NotConfigured", "the built-in policy decides")
             set_to("FallbackActive", False, "NotNeeded")
@@ -190,9 +207,12 @@ class StatusWriter:
         elif not any(condition.type == "LLMReady" for condition in conditions):
             set_to("LLMReady", None, "NotAskedYet")
             set_to("FallbackActive", None, "NotAskedYet")
-        limited = report.limited or _waiting(report.observation)
-        set_to("ScalingLimited", bool(limited), "NotGranted" if limited else "Granted", limited)
-        set_to("Paused", found.view.mode != "auto", _PAUSED[found.view.mode])
+        set_to("ScalingLimited", *judged.limits(report))
+        drift = judged.drift(report)
+        if drift is not None:
+            set_to("ModelDrift", *drift)
+        paused = "Conflict" if found.conflicts and found.view.mode == "recommend" else _PAUSED[found.view.mode]
+        set_to("Paused", found.view.mode != "auto", paused)
         conflicts = "; ".join(found.conflicts)
         set_to("Conflict", bool(conflicts), "Conflicting" if conflicts else "None", conflicts)
         return conditions
@@ -200,27 +220,36 @@ class StatusWriter:
     def _tell(self, report: RoundReport, reference: Reference) -> None:
         if report.decision is not None and report.decision.action:
             note = _said(f"round {report.round} by {report.decision.policy}: {report.decision.action}")
-            self._recorder.record(
-                reference, "Scaled" if report.view.mode == "auto" else "Recommended", note, action="Scaling"
-            )
+            reason = "Scaled" if report.view.mode == "auto" else "Recommended"
+            self._recorder.record(reference, reason, note, action="Scaling")
         if report.limited:
             self._recorder.record(
                 reference, "ScalingLimited", _said(report.limited), action="Scaling", severity="Warning"
             )
+        drift = judged.drift(report)
+        if drift is not None and drift.status:
+            self._recorder.record(reference, "ModelDrift", drift.message, action="Scaling", severity="Warning")
         if report.decision is None and report.view.mode != "off":
             self._recorder.record(reference, "Held", _said(report.problem), action="Scaling", severity="Warning")
 
 
-def _waiting(seen: Observation | None) -> str:
-    """Which stages' replicas have less than was wished for, in words."""
-    stages = seen.stages if seen is not None else ()
-    return "; ".join(
-        f"{stage.name}: {stage.granted} of {stage.allocation.gpu_rate} granted"
-        for stage in stages
-        if stage.granted is not None
-        and stage.allocation.gpu_rate is not None
-        and stage.granted < stage.allocation.gpu_rate
-    )
+def _with_rises(status: PipelineStatus, decision: KnownDecision) -> PipelineStatus:
+    """A status with those rises of CPU in a decision that go beyond what it says."""
+    return msgspec.structs.replace(status, stages=tuple(_raised(stage, decision) for stage in status.stages))
+
+
+def _raised(stage: StageStatus, decision: KnownDecision) -> StageStatus:
+    delta, after = decision.action.on(stage.name), decision.after.get(stage.name)
+    if after is None or delta.cpu <= 0 or _millicores(stage.cpu) >= after.cpu:
+        return stage
+    return msgspec.structs.replace(stage, cpu=format_millicores(after.cpu))
+
+
+def _millicores(cpu: str | None) -> int:
+    try:
+        return 0 if cpu is None else parse_cpu(cpu)
+    except InvalidInput:
+        return 0
 
 
 def _said(text: str, most: int = _SENTENCE) -> str:

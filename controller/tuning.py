@@ -43,6 +43,9 @@ class Tuning:
     """M: how many experiences are shown; 0 shows none."""
     diversity: float = 0.5
     """λ: how much likeness to an experience already chosen takes from a score; 0 turns diversity off."""
+    local_deviation: bool = False
+    """Measure surprisal in standard deviations of the neighbourhood instead of the whole memory's: an odd round counts for more among
+    rounds that all ended alike."""
     surprisal_in_score: bool = True
     """Score experiences by similarity × surprisal; off: by similarity alone."""
     least_reward: float | None = None
@@ -54,6 +57,8 @@ class Tuning:
     """Fit service times and their variance to what is observed; off: the prior scaled by the first observation."""
     identification_half_life_s: float = 900.0
     """After how long a measurement weighs half against new ones of the same kind."""
+    correct_forecasts: bool = True
+    """Correct the model's P99 by how far observed ones were from it; off: the model as it is fitted."""
     caution: float = 0.5
     """Standard deviations of the service-time fit that a plan adds to its mean."""
 
@@ -65,6 +70,8 @@ class Tuning:
     """Guardrail 10: replicas at their highest knobs must cover the recent and the remembered peak."""
     remembered_factor: float = 1.2
     """Reserve as a multiple of the remembered peak."""
+    cpu_reserve: float = 1.7
+    """Factor on the reserve of stages without a GPU: their standby costs next to nothing, and what they lack the others wait for."""
     uncovered_factor: float = 3.0
     """Reserve as a multiple of the current rate until memory covers the pattern."""
     covered_factor: float = 1.3
@@ -77,6 +84,10 @@ class Tuning:
     """Least half-life of a remembered peak; it grows to four times the longest gap between bursts."""
     peak_half_life_max_s: float = 172800.0
     """Upper bound of that half-life."""
+    burst_ratio: float = 1.6
+    """Arrivals of so many times the usual are the beginning of a burst."""
+    analogues_ahead_s: float = 65.0
+    """How far ahead analogues look."""
     analogues: bool = True
     """Add what arrivals did in the 2 minutes after similar situations; never less than without."""
 

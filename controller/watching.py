@@ -16,6 +16,7 @@ from controller.cluster import (
     parse_scale_target,
     parse_workload,
 )
+from controller.pods import PodIndex
 from sair.errors import ApiUnavailable, NotFound, PermanentError, SairError
 from sair.kube.client import Api
 from sair.kube.reflector import Reflector
@@ -47,7 +48,9 @@ class Watching:
         self.statefulsets: Reflector[Workload] = Reflector(
             api, STATEFULSETS, lambda raw: parse_workload(raw, "StatefulSet")
         )
-        self.pods: Reflector[PodState] = Reflector(api, PODS, parse_pod)
+        self.index = PodIndex()
+        """The pods by pipeline and by node."""
+        self.pods: Reflector[PodState] = Reflector(api, PODS, parse_pod, self.index.fold)
         self.nodes: Reflector[NodeState] = Reflector(api, NODES, parse_node)
         self.pipelines: Reflector[Pipeline] = Reflector(api, PIPELINES, parse_pipeline)
         self._hpas: Reflector[ScaleTarget] = Reflector(

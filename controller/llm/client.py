@@ -15,7 +15,7 @@ from controller.llm.settings import Enforcement, ModelSettings
 from sair.errors import ModelUnavailable
 from sair.logs import get_logger
 
-__all__ = ["Completion", "Message", "ModelClient"]
+__all__ = ["Completion", "Message", "ModelBusy", "ModelClient"]
 
 _log = get_logger("llm")
 
@@ -47,6 +47,10 @@ class Completion:
     tokens_out: int
     duration_s: float
     finish_reason: str
+
+
+class ModelBusy(ModelUnavailable):
+    """Too many calls of our own are under way; it says nothing about the server."""
 
 
 class ModelClient:
@@ -136,7 +140,14 @@ class ModelClient:
         elif level == "json_object":
             request["response_format"] = {"type": "json_object"}
         try:
-            async with asyncio.timeout(timeout_s), self._slots:
+            async with asyncio.timeout(timeout_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise ModelBusy(
+                f"none of the {self._settings.concurrency} calls under way ended within {timeout_s:.1f} s"
+            ) from error
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s - (time.monotonic() - started))):
                 reply = await self._client.chat.completions.create(**request)
         except TimeoutError as error:
             raise ModelUnavailable(f"no reply within {timeout_s:.1f} s") from error
@@ -147,6 +158,8 @@ class ModelClient:
         # A broken body surfaces as whatever the JSON or pydantic layer below raises; the server is never trusted to be better.
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
             raise ModelUnavailable(f"{type(error).__name__}: {_short(error)}") from error
+        finally:
+            self._slots.release()
         return _completion(reply, time.monotonic() - started)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import numpy as np
 from controller.decision import Proposal
 from controller.knowledge import Knowledge
 from controller.llm.breaker import Breaker, Spending
-from controller.llm.client import Completion, ModelClient
+from controller.llm.client import Completion, ModelBusy, ModelClient
 from controller.llm.prompt import Question, ask, repair
 from controller.llm.reply import Answer, read
 from controller.llm.settings import ModelSettings
@@ -56,6 +57,7 @@ class LlmPolicy:
         self._clock = clock
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s)
         self._spending: dict[str, Spending] = {}
+        self._under_way: Counter[str] = Counter()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -82,6 +84,19 @@ class LlmPolicy:
             raise self._failed(trace, "today's budget of this pipeline is used up")
         if not self._breaker.allows(now):
             raise self._failed(trace, f"the circuit breaker is open for another {self._breaker.closed_at - now:.0f} s")
+        if self._under_way[knowledge.pipeline] >= self._settings.pipeline_concurrency:
+            raise self._failed(trace, "as many calls of this pipeline as may be are still under way")
+        self._under_way[knowledge.pipeline] += 1
+        try:
+            return await self._proposed(knowledge, menu, judge, rng, trace, now)
+        finally:
+            self._under_way[knowledge.pipeline] -= 1
+            if not self._under_way[knowledge.pipeline]:
+                del self._under_way[knowledge.pipeline]
+
+    async def _proposed(
+        self, knowledge: Knowledge, menu: Menu, judge: Judge, rng: np.random.Generator, trace: Trace, now: float
+    ) -> Proposal:
         question = ask(knowledge, menu, self._settings.mode, rng)
         trace.prompt_hash = question.digest
         deadline = now + self._settings.deadline_s
@@ -91,6 +106,9 @@ class LlmPolicy:
                 answer = await self._answer(
                     repair(question, problem) if attempt else question, knowledge, menu, deadline, trace
                 )
+            except ModelBusy as error:
+                # Our own queue, not the server: it must not open the breaker for everybody.
+                raise self._failed(trace, str(error)) from error
             except ModelUnavailable as error:
                 self._breaker = self._breaker.failed(self._clock())
                 raise self._failed(trace, str(error)) from error

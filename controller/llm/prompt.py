@@ -14,7 +14,7 @@ from controller.frontier import load_bucket
 from controller.knowledge import Knowledge
 from controller.menu import Candidate, Menu
 from controller.retrieval import Recollection
-from controller.state import CPU_STEP, GPU_STEP_MILLI, MEMORY_STEP, Action, PipelineView, StageDelta
+from controller.state import CPU_STEP, GPU_STEP_MILLI, GPU_STEPS_MOST, MEMORY_STEP, Action, PipelineView, StageDelta
 
 __all__ = ["Question", "ask", "repair", "schema_of"]
 
@@ -38,7 +38,7 @@ _FREE_TASK: Final = (
     "At most two stages may change, at most one downwards.\n"
 )
 _REPLICAS: Final = (-1, 0, 1, 2)
-_SHARE_STEPS: Final = tuple(step * GPU_STEP_MILLI for step in (-2, -1, 0, 1, 2))
+_SHARE_STEPS: Final = tuple(step * GPU_STEP_MILLI for step in range(-GPU_STEPS_MOST, GPU_STEPS_MOST + 1))
 _CPU_STEPS: Final = (-CPU_STEP, 0, CPU_STEP)
 _MEMORY_STEPS: Final = (-MEMORY_STEP, 0, MEMORY_STEP)
 

@@ -47,7 +47,9 @@ class ModelSettings:
     breaker_pause_s: Annotated[float, Meta(gt=0)] = 120.0
     """How long an open breaker asks nothing, seconds; doubles up to an hour while the server stays bad."""
     concurrency: Annotated[int, Meta(ge=1)] = 16
-    """Calls under way at once, over all pipelines."""
+    """Calls under way at once, over all pipelines; the others wait, within their deadline, in the order in which they came."""
+    pipeline_concurrency: Annotated[int, Meta(ge=1)] = 1
+    """Calls of one pipeline under way at once; one more is refused, and the built-in policy decides."""
 
     @property
     def configured(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from controller.experience import Experience
 
-__all__ = ["NEWEST_KEPT", "victims"]
+__all__ = ["NEWEST_KEPT", "Queue", "victims"]
 
 NEWEST_KEPT = 50
 """Rounds that stay whatever they taught (25 minutes): the regression must see the present."""
@@ -28,5 +29,56 @@ def victims(experiences: Sequence[Experience], frontier: Collection[str], capaci
     if excess <= 0:
         return ()
     candidates = [e for e in experiences[: max(0, len(experiences) - NEWEST_KEPT)] if e.id not in frontier]
-    chosen = heapq.nsmallest(excess, candidates, key=lambda e: (e.surprisal, e.time_s, e.id))
+    chosen = heapq.nsmallest(excess, candidates, key=_rank)
     return tuple(e.id for e in chosen)
+
+
+class Queue:
+    """``victims`` of a memory that is full and gains one experience a round: in the time of the one, not of all.
+
+    Args:
+        experiences: Those that are there already, oldest first.
+    """
+
+    def __init__(self, experiences: Iterable[Experience] = ()) -> None:
+        self._newest: deque[str] = deque(maxlen=NEWEST_KEPT)
+        self._waiting: list[tuple[float, float, str]] = []
+        for each in experiences:
+            self._newest.append(each.id)
+            self._waiting.append(_rank(each))
+        heapq.heapify(self._waiting)
+
+    def add(self, experience: Experience) -> None:
+        """Take in one that is newer than all."""
+        self._newest.append(experience.id)
+        heapq.heappush(self._waiting, _rank(experience))
+
+    def excess(
+        self, experiences: Mapping[str, Experience], frontier: Collection[str], capacity: int
+    ) -> tuple[str, ...]:
+        """Choose as ``victims`` does.
+
+        Args:
+            experiences: All there are, by id.
+            frontier: Ids on a frontier.
+            capacity: How many may stay.
+        """
+        gone: list[str] = []
+        passed: list[tuple[float, float, str]] = []
+        newest = set(self._newest)
+        while self._waiting and len(experiences) - len(gone) > capacity:
+            rank = heapq.heappop(self._waiting)
+            known = experiences.get(rank[2])
+            if known is None or _rank(known) != rank:
+                continue  # written anew since, or gone already
+            if rank[2] in newest or rank[2] in frontier:
+                passed.append(rank)
+            else:
+                gone.append(rank[2])
+        for rank in passed:
+            heapq.heappush(self._waiting, rank)
+        return tuple(gone)
+
+
+def _rank(experience: Experience) -> tuple[float, float, str]:
+    return experience.surprisal, experience.time_s, experience.id

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controller.experience import Experience
-from controller.memory.eviction import victims
+from controller.memory.eviction import Queue
 from controller.memory.store import DEFAULT_CAPACITY, FrontierPoint, Loaded, Store
 from sair.errors import MemoryUnavailable
 from sair.logs import get_logger
@@ -29,6 +29,7 @@ class _Pipeline:
     frontier: Mapping[str, FrontierPoint] = field(default_factory=dict)
     decisions: deque[Mapping[str, str]] = field(default_factory=deque)
     loaded: bool = False
+    queue: Queue = field(default_factory=Queue)
 
 
 class MirroredMemory:
@@ -75,6 +76,7 @@ class MirroredMemory:
             )
         for experience in loaded.experiences:
             mirror.experiences.setdefault(experience.id, experience)
+        mirror.queue = Queue(self._ordered(mirror))
         mirror.state = mirror.state or loaded.state
         mirror.loaded = True
         return Loaded(self._ordered(mirror), mirror.state, loaded.damaged)
@@ -85,19 +87,25 @@ class MirroredMemory:
         pipeline: str,
         state: Mapping[str, str],
         frontier: Mapping[str, FrontierPoint],
-    ) -> None:
-        """Keep a round's experience (None if the round gave none) with state and frontier, and write as much as Redis takes."""
+    ) -> tuple[str, ...]:
+        """Keep a round's experience (None if the round gave none) with state and frontier, and write as much as Redis takes.
+
+        Returns:
+            Ids of what was forgotten to make room.
+        """
         mirror = self._mirror(pipeline)
         mirror.state, mirror.frontier = state, frontier
         if experience is not None:
             mirror.experiences[experience.id] = experience
             mirror.unsaved.add(experience.id)
-        if len(mirror.experiences) > self._capacity:
-            for identifier in victims(self._ordered(mirror), frontier, self._capacity):
-                del mirror.experiences[identifier]
-                mirror.unsaved.discard(identifier)
-                mirror.evicted.add(identifier)
+            mirror.queue.add(experience)
+        evicted = mirror.queue.excess(mirror.experiences, frontier, self._capacity)
+        for identifier in evicted:
+            del mirror.experiences[identifier]
+            mirror.unsaved.discard(identifier)
+            mirror.evicted.add(identifier)
         await self._flush(pipeline, mirror)
+        return evicted
 
     async def record(self, pipeline: str, decision: Mapping[str, str]) -> None:
         """Append a journal record, after those that still wait."""
@@ -119,7 +127,6 @@ class MirroredMemory:
 
     async def _flush(self, pipeline: str, mirror: _Pipeline) -> None:
         try:
-            await self.store.ensure_schema()
             known = len(mirror.experiences) - len(mirror.unsaved)
             held = await self.store.count(pipeline)
             if held < known:
@@ -131,10 +138,11 @@ class MirroredMemory:
                 )
                 mirror.unsaved.update(mirror.experiences)
             chosen = [mirror.experiences[name] for name in sorted(mirror.unsaved)]
+            # The journal first: a state that counts a round which the journal does not tell could not be taken over.
+            await self._drain(pipeline, mirror)
             await self.store.restore(pipeline, chosen, mirror.state, mirror.frontier, sorted(mirror.evicted))
             mirror.unsaved.clear()
             mirror.evicted.clear()
-            await self._drain(pipeline, mirror)
         except MemoryUnavailable as error:
             self._went_away(error)
             return

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from controller.observe.histogram import Histogram, add
 from sair.annotations import MetricsEndpoint
 from sair.errors import MetricError
 
-__all__ = ["PIPELINE_LATENCY", "SERVICE", "Scrape", "parse_exposition"]
+__all__ = [
+    "BATCH",
+    "MAX_SAMPLES",
+    "PIPELINE_LATENCY",
+    "SERVICE",
+    "Said",
+    "Scrape",
+    "needed_of",
+    "parse_exposition",
+    "scrape_of",
+    "wanted_of",
+]
 
 SERVICE: Final = "sair_stage_service_seconds"
 """Optional histogram or summary of the time a replica works on a request, waiting excluded."""
+
+BATCH: Final = "sair_stage_batch_size"
+"""Optional histogram or summary of how many requests a replica serves together."""
 
 PIPELINE_LATENCY: Final = "sair_pipeline_latency_seconds"
 """Optional histogram of the whole pipeline's latency, exported by its last stage."""
@@ -27,10 +42,21 @@ PIPELINE_LATENCY: Final = "sair_pipeline_latency_seconds"
 _CPU: Final = "process_cpu_seconds_total"
 _MOST: Final = 1e15
 """No honest counter of ours is larger: 10^15 requests are 30 years at a million a second."""
-_MAX_SAMPLES: Final = 5_000
-"""Parsing takes about 20 µs a sample, on the loop that renews the Lease."""
-_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
-_DECLARED: Final = re.compile(r"#[ \t]+TYPE[ \t]+([a-zA-Z_:][a-zA-Z0-9_:]*)", re.ASCII)
+MAX_SAMPLES: Final = 5_000
+"""Samples of a stage's own metrics that one pod may export."""
+
+_PLAIN: Final = r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?)*)\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)[ \t\r]*$'
+"""What follows the name of a sample as nearly all are: without a time, an exemplar or an escaped character."""
+_LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*)"', re.ASCII)
+
+
+class Said(NamedTuple):
+    """One sample of one series."""
+
+    labels: tuple[tuple[str, str], ...]
+    """Sorted, without ``le``; what tells the series of one metric apart."""
+    le: str | None
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +75,42 @@ class Scrape:
     service_count: float | None = None
     cpu_s: float | None = None
     """CPU time used, ever."""
+    batch_sum: float | None = None
+    """Requests served in batches, ever."""
+    batch_count: float | None = None
+    """Batches served, ever."""
+
+
+@functools.lru_cache(maxsize=1024)
+def wanted_of(endpoint: MetricsEndpoint) -> tuple[str, ...]:
+    """The names of the samples that a scrape is made of."""
+    return (
+        endpoint.queue,
+        endpoint.arrivals,
+        f"{endpoint.latency}_bucket",
+        _CPU,
+        f"{SERVICE}_sum",
+        f"{SERVICE}_count",
+        f"{BATCH}_sum",
+        f"{BATCH}_count",
+        f"{PIPELINE_LATENCY}_bucket",
+    )
+
+
+def needed_of(endpoint: MetricsEndpoint) -> tuple[tuple[str, str], ...]:
+    """What a stage cannot do without: the metric's name, and the name of the samples that show it."""
+    return (
+        (endpoint.queue, endpoint.queue),
+        (endpoint.arrivals, endpoint.arrivals),
+        (endpoint.latency, f"{endpoint.latency}_bucket"),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _samples_of(endpoint: MetricsEndpoint) -> re.Pattern[str]:
+    """Name, labels and value of plain samples; the whole line of others, which go to the library's parser."""
+    names = "|".join(map(re.escape, dict.fromkeys(wanted_of(endpoint))))
+    return re.compile(rf"^(?:({names}){_PLAIN}|((?:{names})(?![a-zA-Z0-9_:]).*)$)", re.MULTILINE | re.ASCII)
 
 
 def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scrape:
@@ -63,69 +125,84 @@ def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scr
         MetricError: Names the metric; if a line of interest is malformed, a needed metric is missing, or a value is NaN, infinite,
             negative or absurdly large.
     """
-    wanted = {
-        endpoint.queue,
-        endpoint.arrivals,
-        _CPU,
-        f"{SERVICE}_sum",
-        f"{SERVICE}_count",
-        f"{endpoint.latency}_bucket",
-        f"{PIPELINE_LATENCY}_bucket",
-    }
-    lines, declared = _of_interest(text, wanted)
-    samples = _samples(lines)
-    for name, shown in (
-        (endpoint.queue, endpoint.queue),
-        (endpoint.arrivals, endpoint.arrivals),
-        (endpoint.latency, f"{endpoint.latency}_bucket"),
-    ):
-        if shown not in samples and name not in declared:
+    # An exporter's other thousand series cost next to nothing: the search for ours is one regular expression.
+    found = _samples_of(endpoint).findall(text)
+    if len(found) > MAX_SAMPLES:
+        raise MetricError("exposition", len(found), f"at most {MAX_SAMPLES} samples of a stage's own metrics")
+    samples = _samples(found)
+    for name, shown in needed_of(endpoint):
+        if shown not in samples and not re.search(
+            rf"^#[ \t]+TYPE[ \t]+{re.escape(name)}(?![a-zA-Z0-9_:])", text, re.MULTILINE
+        ):
             raise MetricError(shown, None, "the metric to be exported")
+    return scrape_of(samples, endpoint, time_s)
+
+
+def scrape_of(samples: Mapping[str, Sequence[Said]], endpoint: MetricsEndpoint, time_s: float) -> Scrape:
+    """Put together what a pod said at one moment, summed over the series of each metric.
+
+    Args:
+        samples: By name.
+        endpoint: What the metrics are called.
+        time_s: When they were taken, Unix seconds.
+
+    Raises:
+        MetricError: Names the metric; if a value is NaN, infinite, negative or absurdly large, or a histogram is none.
+    """
     return Scrape(
         time_s=time_s,
-        arrivals=_total(samples.get(endpoint.arrivals, ())),
-        queue=_total(samples.get(endpoint.queue, ())),
+        arrivals=_total(endpoint.arrivals, samples.get(endpoint.arrivals, ())),
+        queue=_total(endpoint.queue, samples.get(endpoint.queue, ())),
         latency=_histogram(f"{endpoint.latency}_bucket", samples),
         pipeline=_histogram(f"{PIPELINE_LATENCY}_bucket", samples),
         service_sum_s=_optional(f"{SERVICE}_sum", samples),
         service_count=_optional(f"{SERVICE}_count", samples),
         cpu_s=_optional(_CPU, samples),
+        batch_sum=_optional(f"{BATCH}_sum", samples),
+        batch_count=_optional(f"{BATCH}_count", samples),
     )
 
 
-def _of_interest(text: str, wanted: set[str]) -> tuple[list[str], set[str]]:
-    """The lines of wanted samples, and the names that are declared: an exporter's other thousand series cost nothing."""
-    lines: list[str] = []
-    declared: set[str] = set()
-    for line in text.split("\n"):
-        match = _NAME.match(line)
-        if match is not None:
-            if match[0] in wanted:
-                lines.append(line)
-        elif line.startswith("#") and (declaration := _DECLARED.match(line)):
-            declared.add(declaration[1])
-    if len(lines) > _MAX_SAMPLES:
-        raise MetricError("exposition", len(lines), f"at most {_MAX_SAMPLES} samples of a stage's own metrics")
-    return lines, declared
-
-
-def _samples(lines: Iterable[str]) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {}
-    try:
-        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
-            for sample in family.samples:
-                samples.setdefault(sample.name, []).append(sample)
-    except Exception as error:  # the parser raises whatever it stumbles over
-        raise MetricError("exposition", str(error)[:80], "Prometheus' text format") from error
+def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]]:
+    samples: dict[str, list[Said]] = {}
+    others: list[str] = []
+    for name, block, value, line in found:
+        try:
+            number = float(value)
+        except ValueError:
+            others.append(line or f"{name}{{{block}}} {value}")
+            continue
+        if block.startswith('le="') and block.count('"') == 2:
+            said = Said((), block[4 : block.rindex('"')], number)
+        else:
+            said = _said(_LABEL.findall(block) if block else (), number)
+        samples.setdefault(name, []).append(said)
+    if others:
+        try:
+            for family in text_string_to_metric_families("\n".join(others) + "\n"):
+                for sample in family.samples:
+                    samples.setdefault(sample.name, []).append(_said(sample.labels.items(), sample.value))
+        except Exception as error:  # the parser raises whatever it stumbles over
+            raise MetricError("exposition", str(error)[:80], "Prometheus' text format") from error
     return samples
 
 
-def _total(samples: Iterable[Sample]) -> float:
-    return sum(_checked(sample.name, sample.value) for sample in samples)
+def _said(labels: Iterable[tuple[str, str]], value: float) -> Said:
+    others, le = [], None
+    for label in labels:
+        if label[0] == "le":
+            le = label[1]
+        else:
+            others.append(label)
+    return Said(tuple(sorted(others)), le, value)
 
 
-def _optional(name: str, samples: dict[str, list[Sample]]) -> float | None:
-    return _total(samples[name]) if name in samples else None
+def _total(name: str, samples: Iterable[Said]) -> float:
+    return sum(_checked(name, sample.value) for sample in samples)
+
+
+def _optional(name: str, samples: Mapping[str, Sequence[Said]]) -> float | None:
+    return _total(name, samples[name]) if name in samples else None
 
 
 def _checked(name: str, value: float) -> float:
@@ -134,19 +211,34 @@ def _checked(name: str, value: float) -> float:
     return value
 
 
-def _histogram(name: str, samples: dict[str, list[Sample]]) -> Histogram:
+@functools.lru_cache(maxsize=4096)
+def _bounds(labels: tuple[str | None, ...]) -> tuple[float, ...]:
+    """Bounds that rise to +Inf; none if they do not, or are no numbers."""
+    try:
+        bounds = tuple(float(label or "") for label in labels)
+    except ValueError:
+        return ()
+    return bounds if bounds[-1] == math.inf and all(map(operator.lt, bounds, bounds[1:])) else ()
+
+
+def _histogram(name: str, samples: Mapping[str, Sequence[Said]]) -> Histogram:
     """Sum of the series of all label sets, each of which may have buckets of its own."""
+    said = samples.get(name, ())
+    if said and not any(sample.labels for sample in said):
+        # Of one series, as nearly all are; its bounds are the same every time.
+        bounds = _bounds(tuple(sample.le for sample in said))
+        counts = tuple(sample.value for sample in said)
+        if bounds and counts[0] >= 0 and counts[-1] <= _MOST and all(map(operator.le, counts, counts[1:])):
+            return Histogram(bounds, counts)
     series: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
-    for sample in samples.get(name, ()):
-        labels = dict(sample.labels)
+    for sample in said:
         try:
-            bound = float(labels.pop("le"))
-        except (KeyError, ValueError) as error:
-            raise MetricError(name, sample.labels.get("le"), "a number in the label le") from error
+            bound = float(sample.le or "")
+        except ValueError as error:
+            raise MetricError(name, sample.le, "a number in the label le") from error
         if math.isnan(bound):
             raise MetricError(name, bound, "a number in the label le")
-        buckets = series.setdefault(tuple(sorted(labels.items())), {})
-        buckets[bound] = _checked(name, sample.value)
+        series.setdefault(sample.labels, {})[bound] = _checked(name, sample.value)
     whole = Histogram()
     for buckets in series.values():
         bounds = tuple(sorted(buckets))

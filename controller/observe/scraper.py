@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-
-import aiohttp
 
 from controller.observe.exposition import parse_exposition
+from controller.observe.fetching import Fetcher
 from controller.observe.series import PodSeries
-from sair.annotations import MetricsEndpoint
+from controller.observe.source import Target
 from sair.errors import MetricError, MetricsUnavailable
 from sair.logs import get_logger
 
-__all__ = ["Scraper", "Target"]
+__all__ = ["Scraper"]
 
 _log = get_logger("scraper")
 
-_MAX_BYTES = 4 * 2**20
-_TIMEOUT_S = 1.5
 _AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A pod to scrape."""
-
-    key: str
-    """``namespace/pod/uid``."""
-    host: str
-    endpoint: MetricsEndpoint
 
 
 class Scraper:
     """Keeps a PodSeries per target.
 
     Args:
-        session: HTTP client; stays open.
+        fetcher: Asks; stays open.
         now: The world's time, Unix seconds.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, now: Callable[[], float]) -> None:
-        self._session = session
+    def __init__(self, fetcher: Fetcher, now: Callable[[], float]) -> None:
+        self._fetcher = fetcher
         self._now = now
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self.series: dict[str, PodSeries] = {}
@@ -66,9 +52,9 @@ class Scraper:
     async def _one(self, target: Target) -> None:
         try:
             async with self._slots:
-                text = await self._fetch(target)
+                body = await self._fetcher.get(target.host, target.endpoint.port, target.endpoint.path)
             # The time of the answer, not of the question: counters are read when the pod writes them.
-            scrape = parse_exposition(text, target.endpoint, self._now())
+            scrape = parse_exposition(body.decode("utf-8", errors="replace"), target.endpoint, self._now())
         except (MetricsUnavailable, MetricError) as error:
             self.failures += 1
             known = self.problems.get(target.key)
@@ -79,19 +65,3 @@ class Scraper:
         if self.problems.pop(target.key, None) is not None:
             _log.info("a pod's metrics are back", pod=target.key)
         self.series.setdefault(target.key, PodSeries()).append(scrape)
-
-    async def _fetch(self, target: Target) -> str:
-        host = f"[{target.host}]" if ":" in target.host else target.host
-        url = f"http://{host}:{target.endpoint.port}{target.endpoint.path}"
-        try:
-            async with asyncio.timeout(_TIMEOUT_S), self._session.get(url, allow_redirects=False) as reply:
-                if reply.status != 200:
-                    raise MetricsUnavailable(f"{url} answered {reply.status}")
-                body = await reply.content.read(_MAX_BYTES + 1)
-                while len(body) <= _MAX_BYTES and (more := await reply.content.read(_MAX_BYTES + 1 - len(body))):
-                    body += more
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise MetricsUnavailable(f"{url}: {type(error).__name__}") from error
-        if len(body) > _MAX_BYTES:
-            raise MetricsUnavailable(f"{url} answered more than {_MAX_BYTES} bytes")
-        return body.decode("utf-8", errors="replace")

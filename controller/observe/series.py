@@ -10,7 +10,7 @@ from itertools import pairwise
 from controller.observe.exposition import Scrape
 from controller.observe.histogram import Histogram, add, increase
 
-__all__ = ["KEPT_S", "PodSeries", "StageWindow", "peak_of", "window_of"]
+__all__ = ["KEPT_S", "PodSeries", "StageNow", "StageWindow", "now_of", "peak_of", "window_of"]
 
 KEPT_S = 120.0
 """How long scrapes are kept, seconds."""
@@ -59,6 +59,39 @@ class StageWindow:
     """Cores used, over all pods; None if no pod says."""
     oldest_s: float
     """Time of the newest scrape of the pod that was silent longest."""
+    mean_batch: float | None = None
+    """Mean number of requests served together; None if no pod says."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageNow:
+    """One stage right now, all its pods together: what the reflex looks at."""
+
+    arrivals_per_s: float
+    queue: float
+    oldest_s: float
+    """Time of the newest scrape of the pod that was silent longest."""
+
+
+def now_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageNow | None:
+    """Queue and arrivals as ``window_of`` gives them, without the work on the histograms.
+
+    Returns:
+        None if no pod has two scrapes to compare.
+    """
+    arrivals = queue = 0.0
+    compared = False
+    oldest = now
+    for series in pods.values():
+        scrapes = series.between(now - seconds, now)
+        if not scrapes:
+            continue
+        oldest = min(oldest, scrapes[-1].time_s)
+        queue += scrapes[-1].queue
+        if len(scrapes) > 1:
+            compared = True
+            arrivals += _grown(s.arrivals for s in scrapes) / (scrapes[-1].time_s - scrapes[0].time_s)
+    return StageNow(arrivals, queue, oldest) if compared else None
 
 
 def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageWindow | None:
@@ -69,7 +102,7 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
     """
     arrivals = departures = queue = queue_before = 0.0
     latency, pipeline = Histogram(), Histogram()
-    service_sum = service_count = cpu = 0.0
+    service_sum = service_count = batch_sum = batch_count = cpu = 0.0
     has_cpu = False
     covered = 0.0
     oldest = now
@@ -90,10 +123,10 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
             departures += done.total / span
             latency = add(latency, done)
             pipeline = add(pipeline, increase(before.pipeline, after.pipeline))
-        sums = [s.service_sum_s for s in scrapes if s.service_sum_s is not None]
-        counts = [s.service_count for s in scrapes if s.service_count is not None]
-        service_sum += _grown(sums)
-        service_count += _grown(counts)
+        service_sum += _grown(s.service_sum_s for s in scrapes if s.service_sum_s is not None)
+        service_count += _grown(s.service_count for s in scrapes if s.service_count is not None)
+        batch_sum += _grown(s.batch_sum for s in scrapes if s.batch_sum is not None)
+        batch_count += _grown(s.batch_count for s in scrapes if s.batch_count is not None)
         used = [s.cpu_s for s in scrapes if s.cpu_s is not None]
         if len(used) > 1:
             has_cpu = True
@@ -111,6 +144,7 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
         service_s=service_sum / service_count if service_count > 0 else None,
         cpu_cores=cpu if has_cpu else None,
         oldest_s=oldest,
+        mean_batch=batch_sum / batch_count if batch_count > 0 else None,
     )
 
 

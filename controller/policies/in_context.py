@@ -15,6 +15,8 @@ _LITTLE: Final = 1e-6
 _WORTHWHILE: Final = 0.02
 """What a plan must save of the present cost before a pipeline that lacks nothing is touched."""
 
+_REST: Final = 4
+
 
 def decide(menu: Menu) -> Proposal:
     """Choose the candidate that the identified model finds best.
@@ -33,16 +35,28 @@ def decide(menu: Menu) -> Proposal:
 
 def _rank(candidate: Candidate, menu: Menu) -> tuple[float, int, float, float]:
     digest = candidate.digest
-    order = 1 if not candidate.action else 0 if candidate.origin == "plan" and _leads(candidate, menu) else 2
-    return round(digest.violation, 3), order, digest.cost_per_hour if order < 2 else 0.0, -digest.reward
+    order = _order(candidate, menu)
+    return round(digest.violation, 3), order, digest.cost_per_hour if order < _REST else 0.0, -digest.reward
 
 
-def _leads(candidate: Candidate, menu: Menu) -> bool:
+def _order(candidate: Candidate, menu: Menu) -> int:
+    """Releases before rises, the plan's before others: a plan whose steps the guardrails cut must not freeze the pipeline."""
+    cheaper = candidate.digest.cost_per_hour < menu.hold.digest.cost_per_hour
+    if candidate.origin == "plan" and cheaper:
+        return 0
+    if candidate.digest.cost_per_hour < (1.0 - _WORTHWHILE) * menu.hold.digest.cost_per_hour:
+        return 1
+    if candidate.origin == "plan" and _leads(menu):
+        return 2
+    return _REST if candidate.action else 3
+
+
+def _leads(menu: Menu) -> bool:
     """A step that costs more without lacking less is worth it only on the way to something good that is cheaper."""
-    hold, plan = menu.hold.digest, menu.plan
-    if candidate.digest.cost_per_hour < hold.cost_per_hour:
-        return True
-    return plan is not None and plan.feasible and plan.cost_per_hour < (1.0 - _WORTHWHILE) * hold.cost_per_hour
+    plan = menu.plan
+    return (
+        plan is not None and plan.feasible and plan.cost_per_hour < (1.0 - _WORTHWHILE) * menu.hold.digest.cost_per_hour
+    )
 
 
 def _why(candidate: Candidate, menu: Menu) -> str:

@@ -30,10 +30,12 @@ from controller.memory.embedded import embedded_server
 from controller.memory.keys import Keys
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.simulation.carry import bring, keep
 from controller.simulation.contenders import CONTENDERS, DEMO_CONTENDERS, contend
 from controller.simulation.live import LiveView
 from controller.simulation.pipelines import PIPELINES, pipeline_named
 from controller.simulation.plant import Plant
+from controller.simulation.repeat import REPEAT_COLUMNS, repeat_rows
 from controller.simulation.report import COLUMNS, Report, ReportedRun, comparison_rows, write_report
 from controller.simulation.session import Scenario, run_sair
 from controller.simulation.workloads import WORKLOADS, trace, workload_named
@@ -61,6 +63,8 @@ class Options:
     speed: float
     """Simulated seconds per real second for somebody who watches; 0: as fast as it goes."""
     live: bool
+    remember: Path | None = None
+    """Where SAIR's memory comes from and goes to."""
 
 
 _POLICIES = "sair or " + ", ".join(CONTENDERS)
@@ -90,6 +94,13 @@ RedisUrl = Annotated[
     ),
 ]
 Speed = Annotated[float, typer.Option(help="Simulated seconds per real second; 0: as fast as it goes.", min=0)]
+Remember = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file of SAIR's memory to begin with, if it is there, and to write afterwards.", dir_okay=False
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Run on so many seeds and show differences paired by seed.", min=1, max=100)]
 ShowLive = Annotated[bool, typer.Option("--live/--no-live", help="Show the live view where there is a terminal.")]
 
 
@@ -105,6 +116,8 @@ def simulate(
     redis_url: RedisUrl = "",
     speed: Speed = 0.0,
     live: ShowLive = True,
+    remember: Remember = None,
+    seeds: Seeds = 1,
 ) -> None:
     """Simulate a pipeline under a workload and compare policies on the same arrivals."""
     setup = pipeline_named(pipeline)
@@ -117,7 +130,20 @@ def simulate(
     for name in chosen:
         if name != "sair" and name not in CONTENDERS:
             raise InvalidInput("--policy", name, "one of sair, " + ", ".join(CONTENDERS))
-    _run(Options(Scenario(setup, series, seed), chosen, out, redis_url, speed, live))
+    if seeds > 1:
+        if remember is not None:
+            raise InvalidInput("--remember", str(remember), "one seed: every seed of several begins without a memory")
+        several = [
+            Scenario(
+                setup,
+                series if trace_file else workload_named(workload, rate or setup.base_rate_per_s, duration, number),
+                number,
+            )
+            for number in range(seed, seed + seeds)
+        ]
+        _repeat(several, chosen)
+        return
+    _run(Options(Scenario(setup, series, seed), chosen, out, redis_url, speed, live, remember))
 
 
 def demo(out: Out = Path("out/demo"), redis_url: RedisUrl = "", seed: Seed = 1, live: ShowLive = True) -> None:
@@ -125,6 +151,25 @@ def demo(out: Out = Path("out/demo"), redis_url: RedisUrl = "", seed: Seed = 1, 
     setup = pipeline_named("image-classification")
     series = workload_named("ramp-burst", setup.base_rate_per_s, 1800.0, seed)
     _run(Options(Scenario(setup, series, seed), ("sair", *DEMO_CONTENDERS), out, redis_url, _DEMO_SPEED, live))
+
+
+def _repeat(scenarios: Sequence[Scenario], names: Sequence[str]) -> None:
+    """Every policy on every seed; SAIR with its built-in policy, without Redis."""
+    configure("error", json=False)
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    with _workers(len(scenarios) * len(names)) as pool, console.status("running …"):
+        assert pool is not None  # noqa: S101 - there is something to do
+        waiting = {
+            name: [pool.apply_async(contend, (name, each.setup, each.series, each.seed)) for each in scenarios]
+            for name in names
+        }
+        runs = {name: [each.get().summary for each in results] for name, results in waiting.items()}
+    table = Table(title=f"{len(scenarios)} seeds from {scenarios[0].seed}; differences paired by seed, 95 % intervals")
+    for place, name in enumerate(REPEAT_COLUMNS):
+        table.add_column(name, justify="right" if place else "left", no_wrap=not place)
+    for row in repeat_rows({found[0].policy: found for found in runs.values()}):
+        table.add_row(*row)
+    console.print(table)
 
 
 def _run(options: Options) -> None:
@@ -151,7 +196,12 @@ async def _compare(options: Options, console: Console) -> None:
             async with _memory(options) as memory:
                 # Simulated time begins at 0 in every run, so an earlier run's memory would lie in the future.
                 await memory.store.forget(scenario.setup.key)
+                if options.remember is not None:
+                    known = await bring(memory.store, options.remember, scenario.setup.view)
+                    console.print(f"Begins with {known} experiences of earlier runs.", highlight=False)
                 runs.append(await _sair(options, memory, beside, console))
+                if options.remember is not None:
+                    await keep(memory.store, options.remember, scenario.setup.key)
                 await _show_memory(
                     memory, scenario.setup.key, options.folder / "redis", bool(options.redis_url), console
                 )
@@ -225,6 +275,9 @@ class _Tally:
         self._deciders[report.decision.policy if report.decision else "none"] += 1
         if self._lines is not None and report.round % _LINE_EVERY == 0:
             self._lines.print(self._view.line(), highlight=False, soft_wrap=True)
+
+    async def about_to_act(self, report: RoundReport) -> None:
+        """Nothing to count before it is done."""
 
     async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
         """Pass on."""

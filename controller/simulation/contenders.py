@@ -18,6 +18,7 @@ from controller.simulation.baselines.vpa import VerticalPodAutoscaler
 from controller.simulation.oracle import best_clairvoyant
 from controller.simulation.pipelines import PipelineSetup
 from controller.simulation.report import ReportedRun
+from controller.simulation.trial import run_trial
 from controller.simulation.workloads import RateSeries
 from controller.tuning import Tuning
 from sair.errors import InvalidInput
@@ -115,11 +116,14 @@ DEMO_CONTENDERS: Final = ("hpa", "hpa-tuned", "rho-target", "static")
 
 
 def contend(name: str, setup: PipelineSetup, series: RateSeries, seed: int) -> ReportedRun:
-    """Run one of the policies.
+    """Run one of the policies; ``sair`` is the controller's decision core with its built-in policy.
 
     Raises:
         InvalidInput: If there is none of this name, or it was not tuned for this pipeline.
     """
+    if name == "sair":
+        trial = run_trial(setup, series, seed)
+        return ReportedRun(trial.summary(), trial.recording, "built-in policy, no Redis")
     try:
         contender = CONTENDERS[name]
     except KeyError:

@@ -59,6 +59,9 @@ class LiveView:
         self.arrivals.append(seen.arrivals_per_s)
         self.cost.append(seen.cost_per_hour)
 
+    async def about_to_act(self, report: RoundReport) -> None:
+        """Nothing to show before it is done."""
+
     async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
         """Count the reflex."""
         self.reflexes += 1

@@ -24,6 +24,7 @@ __all__ = [
     "PIPELINES",
     "PipelineSetup",
     "StageSetup",
+    "batch_curve_of",
     "curve_of",
     "image_classification",
     "multi_frame_video",
@@ -75,6 +76,8 @@ class PipelineSetup:
     base_rate_per_s: float
     """Requests per second that the workloads scale with."""
     budget_per_hour: float
+    preference: float = 0.85
+    """Fraction of the SLO that predicted P99 may use."""
     prices: Prices = _PRICES
     nodes: tuple[NodePlan, ...] = (
         NodePlan("gpu-1", Millicores(32000), Mebibytes(131072), cards=4),
@@ -95,6 +98,7 @@ class PipelineSetup:
             tuple(stage.view for stage in self.stages),
             self.slo_s,
             budget_per_hour=self.budget_per_hour,
+            preference=self.preference,
         )
 
     @property
@@ -126,6 +130,22 @@ def curve_of(law: ServiceLaw) -> ServiceCurve:
         cpu_s=law.cpu_s * (1 - law.serial_fraction),
         gpu_s=scaled,
         scv=law.scv,
+    )
+
+
+def batch_curve_of(law: ServiceLaw) -> ServiceCurve:
+    """A service law in the form of the controller's model, batches included: what a profiler would have told it."""
+    if not law.uses_gpu:
+        return curve_of(law)
+    fraction, rest = law.scaling_fraction, (1 - law.scaling_fraction) / law.reference_share
+    return ServiceCurve(
+        fixed_s=law.cpu_s * law.serial_fraction + law.item_s * rest,
+        cpu_s=law.cpu_s * (1 - law.serial_fraction),
+        gpu_s=law.item_s * fraction,
+        scv=law.scv,
+        setup_s=law.batch_s * rest,
+        setup_gpu_s=law.batch_s * fraction,
+        batch_max=law.max_batch,
     )
 
 

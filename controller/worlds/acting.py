@@ -1,21 +1,22 @@
-"""What the controller asks of a cluster: CPU and shares on live pods, replicas; and that pods which come later get the same."""
+"""What the controller asks of a cluster: shares for stages, CPU on live pods, replicas; and that pods which come later get the same."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from controller.cluster import PodState
 from controller.discovery import Found
+from controller.pods import PodIndex
 from controller.state import Allocation, KnobOutcome, Limits
 from controller.worlds.standing import Standing
-from sair.annotations import GPU_RATE
+from controller.worlds.wishing import write_rates
 from sair.errors import ApiUnavailable, Conflict, InvalidInput, NotFound, PermanentError
 from sair.kube.client import Api
-from sair.kube.patch import merge_patch_annotations, resize_cpu, scale
-from sair.kube.resources import DEPLOYMENTS, PODS, STATEFULSETS
+from sair.kube.patch import resize_cpu, scale
+from sair.kube.resources import DEPLOYMENTS, STATEFULSETS
 from sair.quantities import GpuRate, Millicores, cpu_limit_beside, parse_cpu
 
 __all__ = ["COMPONENT", "Actuator"]
@@ -30,7 +31,7 @@ Knob = Literal["gpu_rate", "cpu"]
 
 @dataclass(slots=True)
 class _Asked:
-    """One knob of one stage that was asked for on its pods."""
+    """One knob of one stage that was asked for, for all its pods."""
 
     stage: str
     knob: Knob
@@ -48,7 +49,7 @@ class Actuator:
 
     Args:
         api: Client.
-        pods: Gives all pods by ``namespace/name``.
+        pods: All pods.
         now: The world's time, seconds.
         may_act: Whether this process leads at this moment.
         wait_s: How long grants and resizes are waited for before what is missing is recorded as such.
@@ -57,7 +58,7 @@ class Actuator:
     def __init__(
         self,
         api: Api,
-        pods: Callable[[], Mapping[str, PodState]],
+        pods: PodIndex,
         now: Callable[[], float],
         *,
         may_act: Callable[[], bool] = lambda: True,
@@ -76,15 +77,10 @@ class Actuator:
 
     def wished_rate(self, found: Found, stage: str) -> GpuRate | None:
         """The share that replicas of a stage are to have; None where nobody but the user sets it."""
-        view, status = found.view.stage(stage), found.status.stage(stage)
+        view = found.view.stage(stage)
         if found.view.mode != "auto" or view is None or not view.uses_gpu:
             return None
-        rate = self._rates.get((found.view.key, stage))
-        if rate is None and status is not None and status.gpu_rate is not None:
-            try:
-                rate = GpuRate.parse(status.gpu_rate)
-            except InvalidInput:
-                return None
+        rate = self._rates.get((found.view.key, stage)) or _stated(found, stage)
         return (
             None if rate is None else GpuRate(_within(rate.milli, view.limits.gpu_milli_min, view.limits.gpu_milli_max))
         )
@@ -108,7 +104,7 @@ class Actuator:
         self._rates = {place: rate for place, rate in self._rates.items() if place[0] in keys}
         self._cpus = {place: cpu for place, cpu in self._cpus.items() if place[0] in keys}
         if self._refused:
-            uids = {pod.uid for pod in self._pods().values()}
+            uids = {pod.uid for key in keys for pod in self._pods.of(key).values()}
             self._refused = {each for each in self._refused if each[0] in uids}
 
     async def apply(
@@ -118,7 +114,7 @@ class Actuator:
         base: Mapping[str, Allocation],
         wanted: Mapping[str, Allocation],
     ) -> list[KnobOutcome]:
-        """Ask for allocations: CPU and shares on live pods first, because they take effect at once, replicas last.
+        """Ask for allocations: shares and CPU of live pods first, because they take effect at once, replicas last.
 
         Args:
             found: The pipeline.
@@ -129,15 +125,19 @@ class Actuator:
         Raises:
             ApiUnavailable: If nothing could be asked for.
         """
-        asked: list[_Asked] = []
         outcomes: list[KnobOutcome] = []
+        rates = {
+            name: want.gpu_rate
+            for name, want in wanted.items()
+            if want.gpu_rate is not None and want.gpu_rate != base[name].gpu_rate
+        }
+        asked = await self._ask_rates(found, stages, rates) if rates else []
         for name, want in wanted.items():
             if want.cpu != base[name].cpu:
                 asked.append(await self._ask_cpu(found, stages[name], want.cpu))
-            if want.gpu_rate is not None and want.gpu_rate != base[name].gpu_rate:
-                asked.append(await self._ask_rate(found, stages[name], want.gpu_rate))
-        await self._wait([each for each in asked if each.unreachable is None])
-        outcomes += [self._outcome(each, stages[each.stage]) for each in asked]
+        key = found.view.key
+        await self._wait(key, [each for each in asked if each.unreachable is None])
+        outcomes += [self._outcome(key, each, stages[each.stage]) for each in asked]
         unreachable = [each.unreachable for each in asked if each.unreachable is not None]
         for name, want in wanted.items():
             if want.memory != base[name].memory:
@@ -152,59 +152,64 @@ class Actuator:
         return outcomes
 
     async def settle(self, found: Found, stages: Mapping[str, Standing]) -> int:
-        """Have pods that came since, by rollout or scaling, get what the stage's replicas were given; gives how many were changed.
+        """Have the Pipeline say what is wished for, and pods that came since get the CPU the stage's replicas were given.
+
+        Shares need no more than that: the webhook gives them to new pods, the extender to all others.
+
+        Returns:
+            How many things were changed.
 
         Raises:
             ApiUnavailable: If the API server cannot be reached.
         """
-        changed = 0
+        rates = {name: rate for name in stages if (rate := self.wished_rate(found, name)) is not None}
+        changed = sum(_stated(found, name) != rate for name, rate in rates.items())
+        if changed:
+            self._require_leadership()
+            await write_rates(self._api, found, rates, component=COMPONENT)
         for name, stage in stages.items():
-            rate, cpu = self.wished_rate(found, name), self.wished_cpu(found, name)
-            for asked in (
-                await self._on_pods(
-                    _Asked(name, "gpu_rate", rate.milli),
-                    [pod for pod in stage.pods if pod.wished is not None and pod.wished != rate],
-                    lambda pod, rate=rate: self._patch_rate(pod, rate),  # type: ignore[misc]  # bound here
-                )
-                if rate is not None
-                else None,
-                await self._on_pods(
-                    _Asked(name, "cpu", cpu),
-                    [pod for pod in stage.pods if pod.container_cpu != cpu],
-                    lambda pod, cpu=cpu: self._patch_cpu(pod, cpu),  # type: ignore[misc]  # bound here
-                )
-                if cpu is not None
-                else None,
-            ):
-                if asked is not None and asked.unreachable is not None:
-                    raise asked.unreachable
-                changed += len(asked.uids) if asked is not None else 0
+            cpu = self.wished_cpu(found, name)
+            if cpu is None:
+                continue
+            others = [pod for pod in stage.pods if pod.container_cpu != cpu]
+            asked = await self._on_pods(_Asked(name, "cpu", cpu), others, cpu)
+            if asked.unreachable is not None:
+                raise asked.unreachable
+            changed += len(asked.uids)
         return changed
 
-    async def _ask_rate(self, found: Found, stage: Standing, rate: GpuRate) -> _Asked:
-        place, before = (found.view.key, stage.name), self._rates.get((found.view.key, stage.name))
-        # Before the first patch: whoever settles pods meanwhile must not take it back.
-        self._rates[place] = rate
-        asked = await self._on_pods(
-            _Asked(stage.name, "gpu_rate", rate.milli), stage.pods, lambda pod: self._patch_rate(pod, rate)
-        )
-        if asked.unreachable is not None:
-            _restore(self._rates, place, before)
+    async def _ask_rates(
+        self, found: Found, stages: Mapping[str, Standing], rates: Mapping[str, GpuRate]
+    ) -> list[_Asked]:
+        """Write all stages' shares into the Pipeline's status at once, from where the extender grants them."""
+        before = {name: self._rates.get((found.view.key, name)) for name in rates}
+        # Before the write: whoever writes the status meanwhile must not take it back.
+        self._rates |= {(found.view.key, name): rate for name, rate in rates.items()}
+        asked = [_Asked(name, "gpu_rate", rate.milli) for name, rate in rates.items()]
+        try:
+            self._require_leadership()
+            await write_rates(self._api, found, rates, component=COMPONENT)
+        except (PermanentError, Conflict, ApiUnavailable) as error:
+            for each in asked:
+                each.refused = {pod.uid: str(error) for pod in stages[each.stage].pods}
+                each.unreachable = error if isinstance(error, ApiUnavailable) else None
+                _restore(self._rates, (found.view.key, each.stage), before[each.stage])
+        else:
+            for each in asked:
+                each.uids = {pod.uid for pod in stages[each.stage].pods}
         return asked
 
     async def _ask_cpu(self, found: Found, stage: Standing, cpu: Millicores) -> _Asked:
         place, before = (found.view.key, stage.name), self._cpus.get((found.view.key, stage.name))
         self._cpus[place] = cpu
-        asked = await self._on_pods(_Asked(stage.name, "cpu", cpu), stage.pods, lambda pod: self._patch_cpu(pod, cpu))
+        asked = await self._on_pods(_Asked(stage.name, "cpu", cpu), stage.pods, cpu)
         if asked.unreachable is not None or (stage.pods and not asked.uids):
             # Nobody took it, so those that come would not either, or would differ from those that are there.
             _restore(self._cpus, place, before)
         return asked
 
-    async def _on_pods(
-        self, asked: _Asked, pods: tuple[PodState, ...] | list[PodState], patch: Callable[[PodState], Awaitable[object]]
-    ) -> _Asked:
-        """Patch all pods; unreachable is set only if none took it and the API server was the reason."""
+    async def _on_pods(self, asked: _Asked, pods: Iterable[PodState], cpu: Millicores) -> _Asked:
+        """Resize all pods; unreachable is set only if none took it and the API server was the reason."""
         unreachable: ApiUnavailable | None = None
 
         async def one(pod: PodState) -> None:
@@ -215,7 +220,7 @@ class Actuator:
             try:
                 async with self._slots:
                     self._require_leadership()
-                    await patch(pod)
+                    await self._patch_cpu(pod, cpu)
             except (NotFound, Conflict):
                 return  # it is gone: nothing to change
             except PermanentError as error:
@@ -230,11 +235,6 @@ class Actuator:
         await asyncio.gather(*(one(pod) for pod in pods))
         asked.unreachable = None if asked.uids else unreachable
         return asked
-
-    async def _patch_rate(self, pod: PodState, rate: GpuRate) -> None:
-        await merge_patch_annotations(
-            self._api, PODS, pod.namespace, pod.name, {GPU_RATE: str(rate)}, component=COMPONENT, uid=pod.uid
-        )
 
     async def _patch_cpu(self, pod: PodState, cpu: Millicores) -> None:
         await resize_cpu(
@@ -267,17 +267,17 @@ class Actuator:
             return outcome, error if isinstance(error, ApiUnavailable) else None
         return KnobOutcome(stage.name, "replicas", replicas, replicas), None
 
-    async def _wait(self, asked: list[_Asked]) -> None:
+    async def _wait(self, key: str, asked: list[_Asked]) -> None:
         """Wait briefly for the extender's grants and the nodes' resizes."""
         deadline = self._now() + self._wait_s
         while self._now() < deadline:
-            pods = {pod.uid: pod for pod in self._pods().values() if pod.alive}
+            pods = {pod.uid: pod for pod in self._pods.of(key).values() if pod.alive}
             if all(_is_settled(pods[uid], each) for each in asked for uid in each.uids if uid in pods):
                 return
             await asyncio.sleep(_POLL_S)
 
-    def _outcome(self, asked: _Asked, stage: Standing) -> KnobOutcome:
-        pods = {pod.uid: pod for pod in self._pods().values() if pod.alive}
+    def _outcome(self, key: str, asked: _Asked, stage: Standing) -> KnobOutcome:
+        pods = {pod.uid: pod for pod in self._pods.of(key).values() if pod.alive}
         mine = [
             pods[pod.uid]
             for pod in stage.pods
@@ -314,6 +314,15 @@ def _is_settled(pod: PodState, asked: _Asked) -> bool:
     if asked.knob == "gpu_rate":
         return pod.granted is not None and pod.granted.milli == asked.wished
     return pod.container_has in (None, asked.wished) or bool(pod.resize_problem)
+
+
+def _stated(found: Found, stage: str) -> GpuRate | None:
+    """The share that the Pipeline's status names for a stage."""
+    status = found.status.stage(stage)
+    try:
+        return GpuRate.parse(status.gpu_rate) if status is not None and status.gpu_rate is not None else None
+    except InvalidInput:
+        return None
 
 
 def _within(value: int, low: int, high: int) -> int:

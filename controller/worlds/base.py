@@ -62,6 +62,15 @@ class World(Protocol):
         """
         ...
 
+    async def allocations(self, key: str) -> Mapping[str, Allocation]:
+        """What each stage is wished to have now; needs no metrics.
+
+        Raises:
+            NotFound: If there is no such pipeline.
+            ApiUnavailable: If that cannot be known now.
+        """
+        ...
+
     async def apply(self, key: str, wanted: Mapping[str, Allocation], *, reason: str) -> Sequence[KnobOutcome]:
         """Ask for allocations (stages not named stay as they are) and say what became of each changed knob.
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from controller.cost import Prices, effective_cost
-from controller.discovery import Found, discover
+from controller.discovery import Discovery, Found
 from controller.observe.histogram import quantile
-from controller.observe.scraper import Scraper, Target
-from controller.observe.series import KEPT_S, PodSeries, StageWindow, peak_of, window_of
+from controller.observe.series import KEPT_S, PodSeries, StageWindow, now_of, peak_of, window_of
+from controller.observe.source import Source, Target
 from controller.state import (
     Allocation,
     ClusterRoom,
@@ -24,9 +24,11 @@ from controller.state import (
 )
 from controller.watching import Watching
 from controller.worlds.acting import COMPONENT, Actuator
+from controller.worlds.estimated import estimated_service_s
 from controller.worlds.latency import end_to_end, sinks
-from controller.worlds.room import cluster_room
+from controller.worlds.room import Rooms
 from controller.worlds.standing import Standing, standings
+from controller.worlds.sustained import sustained_service_s
 from sair.errors import MetricsUnavailable, NotFound
 from sair.kube.client import Api
 from sair.quantities import GpuRate, Millicores
@@ -59,10 +61,11 @@ class KubernetesWorld:
     Args:
         api: Client.
         watching: Copies of workloads, pods, nodes and Pipelines.
-        scraper: Reads the pods' metrics.
+        scraper: Where the pods' metrics come from.
         prices: What allocations cost.
         clock: The world's time; the scraper's as well.
         may_act: Whether this process leads at this moment.
+        owns: Whether the pipelines of a namespace are its own to scale.
         grant_wait_s: How long grants and resizes are waited for before what is missing is recorded as such.
     """
 
@@ -70,21 +73,25 @@ class KubernetesWorld:
         self,
         api: Api,
         watching: Watching,
-        scraper: Scraper,
+        scraper: Source,
         prices: Prices,
         *,
         clock: WallClock,
         may_act: Callable[[], bool] = lambda: True,
+        owns: Callable[[str], bool] = lambda _namespace: True,
         grant_wait_s: float = 2.0,
     ) -> None:
         self.clock = clock
         self._watching = watching
         self._scraper = scraper
         self._prices = prices
-        self._actuator = Actuator(api, watching.pods.snapshot, clock.now, may_act=may_act, wait_s=grant_wait_s)
+        self._owns = owns
+        self._actuator = Actuator(api, watching.index, clock.now, may_act=may_act, wait_s=grant_wait_s)
         self._seen: dict[tuple[str, str], Allocation] = {}
         """What the loop was told last; its wishes are relative to that."""
-        self._found: tuple[tuple[Any, ...], dict[str, Found]] | None = None
+        self._found: tuple[tuple[Any, ...], Mapping[str, Found]] | None = None
+        self._discovery = Discovery()
+        self._rooms = Rooms(watching.index)
 
     def found(self) -> Mapping[str, Found]:
         """All pipelines with their workloads and conflicts.
@@ -99,8 +106,9 @@ class KubernetesWorld:
                 *self._watching.deployments.snapshot().values(),
                 *self._watching.statefulsets.snapshot().values(),
             ]
+            workloads = [each for each in workloads if self._owns(each.namespace)]
             pipelines, unreadable = self._watching.pipelines.snapshot(), self._watching.pipelines.malformed
-            self._found = copies, discover(workloads, pipelines, self._watching.owners(), unreadable)
+            self._found = copies, self._discovery.discover(workloads, pipelines, self._watching.owners(), unreadable)
         return self._found[1]
 
     async def pipelines(self) -> Sequence[PipelineView]:
@@ -149,18 +157,27 @@ class KubernetesWorld:
         now = self.clock.now()
         gauges = []
         for name, stage in stages.items():
-            window = self._window(stage, now, _GAUGE_WINDOW_S)
-            if now - window.oldest_s > _GAUGE_WINDOW_S:
-                raise MetricsUnavailable(f"{key} {name}: the newest metrics are {now - window.oldest_s:.0f} s old")
+            seen = now_of(self._series(stage), now, _GAUGE_WINDOW_S)
+            if seen is None:
+                raise self._unseen(stage)
+            # A ready pod that never answered counts as silent for as long as anything is remembered.
+            age_s = KEPT_S if self._silent(stage) else now - seen.oldest_s
+            if age_s > _GAUGE_WINDOW_S:
+                raise MetricsUnavailable(f"{key} {name}: the newest metrics are {age_s:.0f} s old")
             allocation = stage.allocation(self._actuator.wished_rate(found, name))
             self._seen[key, name] = allocation
-            gauges.append(StageGauge(name, window.queue, window.arrivals_per_s, allocation, len(stage.ready)))
+            gauges.append(StageGauge(name, seen.queue, seen.arrivals_per_s, allocation, len(stage.ready)))
         return gauges
 
     async def room(self, key: str) -> ClusterRoom:
         """What the cluster could still hold; pods that wish for more than they were granted count with their wish."""
         self._watching.require_synced()
-        return cluster_room(self._watching.nodes.snapshot().values(), self._watching.pods.snapshot().values(), key)
+        return self._rooms.of(self._watching.nodes.snapshot(), key)
+
+    async def allocations(self, key: str) -> Mapping[str, Allocation]:
+        """What each stage is wished to have now, by its workload, its pods and the Pipeline's status."""
+        found, stages = self._pipeline(key)
+        return {name: stage.allocation(self._actuator.wished_rate(found, name)) for name, stage in stages.items()}
 
     async def apply(self, key: str, wanted: Mapping[str, Allocation], *, reason: str) -> Sequence[KnobOutcome]:
         """Ask for allocations; a knob that does not differ from what the loop was told last is left as it is by now."""
@@ -214,7 +231,7 @@ class KubernetesWorld:
         found = self.found().get(key)
         if found is None:
             raise NotFound(f"pipeline {key} does not exist")
-        return found, standings(found, self._watching.pods.snapshot().values())
+        return found, standings(found, self._watching.index.of(key).values())
 
     async def _scrape(self, stages: Mapping[str, Standing]) -> None:
         now = self.clock.now()
@@ -232,15 +249,20 @@ class KubernetesWorld:
 
     def _window(self, stage: Standing, now: float, seconds: float) -> StageWindow:
         window = window_of(self._series(stage), now, seconds)
-        silent = [pod.key for pod in stage.ready if pod.key not in self._scraper.series]
         if window is None:
-            problems = [self._scraper.problems[pod.key] for pod in stage.ready if pod.key in self._scraper.problems]
-            why = f": {problems[0]}" if problems else ""
-            raise MetricsUnavailable(
-                f"stage {stage.name}: fewer than two scrapes of its {len(stage.ready)} ready pods{why}"
-            )
+            raise self._unseen(stage)
         # Requests to a ready pod that never answered a scrape are missing from the sums.
-        return replace(window, oldest_s=min(window.oldest_s, now - KEPT_S)) if silent else window
+        return replace(window, oldest_s=min(window.oldest_s, now - KEPT_S)) if self._silent(stage) else window
+
+    def _silent(self, stage: Standing) -> bool:
+        return any(pod.key not in self._scraper.series for pod in stage.ready)
+
+    def _unseen(self, stage: Standing) -> MetricsUnavailable:
+        problems = [self._scraper.problems[pod.key] for pod in stage.ready if pod.key in self._scraper.problems]
+        why = f": {problems[0]}" if problems else ""
+        return MetricsUnavailable(
+            f"stage {stage.name}: fewer than two scrapes of its {len(stage.ready)} ready pods{why}"
+        )
 
     def _earlier_arrivals(self, sources: Sequence[Standing], now: float, seconds: float) -> float | None:
         windows = [window_of(self._series(stage), now - seconds, seconds) for stage in sources]
@@ -250,8 +272,9 @@ class KubernetesWorld:
     def _stage_observation(self, found: Found, stage: Standing, window: StageWindow) -> StageObservation:
         allocation = stage.allocation(self._actuator.wished_rate(found, stage.name))
         ready = len(stage.ready)
-        busy = 0.0 if window.service_s is None or not ready else window.departures_per_s * window.service_s / ready
         cores = sum(pod.container_cpu for pod in stage.ready) / 1000
+        service_s = window.service_s if window.service_s is not None else _estimated(window, ready, cores)
+        busy = 0.0 if service_s is None or not ready else window.departures_per_s * service_s / ready
         cpu = busy if window.cpu_cores is None or not cores else window.cpu_cores / cores
         return StageObservation(
             name=stage.name,
@@ -265,10 +288,21 @@ class KubernetesWorld:
             departures_per_s=window.departures_per_s,
             cpu_utilisation=cpu,
             gpu_utilisation=busy if allocation.gpu_rate else 0.0,
-            service_s=window.service_s,
+            service_s=sustained_service_s(
+                service_s, window.departures_per_s, window.cpu_cores, ready, cores / ready if ready else 0.0
+            ),
             service_scv=None,
             p99_s=quantile(window.latency, 0.99),
+            mean_batch=window.mean_batch,
         )
+
+
+def _estimated(window: StageWindow, ready: int, cores: float) -> float | None:
+    """The service time of a stage that exports none."""
+    done, used = window.departures_per_s, window.cpu_cores
+    cpu_s = used / done / (cores / ready) if used is not None and done > 0 and ready and cores > 0 else None
+    queues = (window.queue - window.queue_slope * window.seconds, window.queue)
+    return estimated_service_s(window.latency, queues, window.arrivals_per_s, done, ready, cpu_s)
 
 
 def _left_alone(base: Mapping[str, Allocation], wanted: Mapping[str, Allocation], reason: str) -> list[KnobOutcome]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from controller.cluster import NodeState, PodState
+from controller.pods import PodIndex
 from controller.state import ClusterRoom, GpuRoom, NodeRoom
 from sair.quantities import Mebibytes, Millicores
 
-__all__ = ["cluster_room"]
+__all__ = ["Rooms", "cluster_room"]
 
 
 def cluster_room(nodes: Iterable[NodeState], pods: Iterable[PodState], key: str) -> ClusterRoom:
@@ -25,6 +27,51 @@ def cluster_room(nodes: Iterable[NodeState], pods: Iterable[PodState], key: str)
         if pod.occupies and pod.node:
             on_node.setdefault(pod.node, []).append(pod)
     return ClusterRoom(tuple(_node(node, on_node.get(node.name, ()), key) for node in nodes if node.schedulable))
+
+
+class Rooms:
+    """What ``cluster_room`` says, for many pipelines: a node is added up again only when something on it changed.
+
+    Args:
+        pods: All pods.
+    """
+
+    def __init__(self, pods: PodIndex) -> None:
+        self._pods = pods
+        self._known: dict[str, tuple[NodeState, int, NodeRoom]] = {}
+
+    def of(self, nodes: Mapping[str, NodeState], key: str) -> ClusterRoom:
+        """What nodes could still hold, as one pipeline sees it.
+
+        Args:
+            nodes: All of them, by name.
+            key: ``namespace/name`` of the pipeline whose replicas are counted.
+        """
+        if len(self._known) > len(nodes):
+            self._known = {name: known for name, known in self._known.items() if name in nodes}
+        own: dict[str, list[PodState]] = {}
+        for pod in self._pods.of(key).values():
+            if pod.occupies and pod.node:
+                own.setdefault(pod.node, []).append(pod)
+        return ClusterRoom(
+            tuple(self._room(node, own.get(node.name), key) for node in nodes.values() if node.schedulable)
+        )
+
+    def _room(self, node: NodeState, own: Sequence[PodState] | None, key: str) -> NodeRoom:
+        version = self._pods.version(node.name)
+        known = self._known.get(node.name)
+        if known is None or known[0] is not node or known[1] != version:
+            pods = [pod for pod in self._pods.on(node.name).values() if pod.occupies]
+            known = (node, version, _node(node, pods, ""))
+            self._known[node.name] = known
+        room = known[2]
+        if own is None:
+            return room
+        gpus = tuple(
+            replace(gpu, held=_held((pod for pod in own if pod.gpu_index == index), key))
+            for index, gpu in enumerate(room.gpus)
+        )
+        return replace(room, held=_held(own, key), gpus=gpus)
 
 
 def _node(node: NodeState, pods: Sequence[PodState], key: str) -> NodeRoom:

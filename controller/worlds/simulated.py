@@ -273,6 +273,17 @@ class SimulatedWorld:
         self._need_api()
         return plant.room()
 
+    async def allocations(self, key: str) -> Mapping[str, Allocation]:
+        """What each stage is wished to have now.
+
+        Raises:
+            NotFound: If there is no such pipeline.
+            ApiUnavailable: In a stretch of ``api_down``.
+        """
+        plant = self._plant(key)
+        self._need_api()
+        return dict(plant.wished)
+
     async def apply(self, key: str, wanted: Mapping[str, Allocation], *, reason: str) -> Sequence[KnobOutcome]:
         """Ask for allocations.
 

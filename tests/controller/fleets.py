@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiohttp
 from prometheus_client import CollectorRegistry
 
 from controller.cost import Prices
@@ -15,6 +14,7 @@ from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from controller.metrics import ControllerMetrics
+from controller.observe.fetching import Fetcher
 from controller.observe.scraper import Scraper
 from controller.status import StatusWriter
 from controller.tuning import Tuning
@@ -53,11 +53,11 @@ class RunningFleet:
         self._api, self._store = api, store
 
     async def __aenter__(self) -> Running:
-        self._session = aiohttp.ClientSession()
+        self._fetcher = Fetcher()
         api, registry = self._api, CollectorRegistry()
         watching, clock, metrics = Watching(api), WallClock(), ControllerMetrics(registry)
         world = KubernetesWorld(
-            api, watching, Scraper(self._session, clock.now), Prices(), clock=clock, grant_wait_s=0.5
+            api, watching, Scraper(self._fetcher, clock.now), Prices(), clock=clock, grant_wait_s=0.5
         )
         memory, recorder = MirroredMemory(self._store), Recorder(api, "controller", "test")
         status = StatusWriter(api, world, recorder, memory, ModelSettings(), metrics)
@@ -74,4 +74,4 @@ class RunningFleet:
 
     async def __aexit__(self, *_error: object) -> None:
         await self._tasks.__aexit__(None, None, None)
-        await self._session.close()
+        await self._fetcher.aclose()

@@ -26,9 +26,13 @@ class Rounds:
 
     reports: list[RoundReport] = field(default_factory=list)
     reflexes: list[Action] = field(default_factory=list)
+    announced: list[int] = field(default_factory=list)
 
     async def round_ended(self, report: RoundReport) -> None:
         self.reports.append(report)
+
+    async def about_to_act(self, report: RoundReport) -> None:
+        self.announced.append(report.round)
 
     async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
         self.reflexes.append(action)

@@ -62,6 +62,7 @@ class Exporter:
     latency_s: float = 0.02
     service_s: float = 0.01
     queue: float = 0.0
+    tells_service: bool = True
     broken: str | None = None
     """Answer this text instead."""
     status: int = 200
@@ -93,8 +94,14 @@ class Exporter:
                 f"sair_stage_arrivals_total {self._arrived}",
                 *rows,
                 f"sair_stage_latency_seconds_count {total}",
-                f"sair_stage_service_seconds_sum {total * self.service_s}",
-                f"sair_stage_service_seconds_count {total}",
+                *(
+                    (
+                        f"sair_stage_service_seconds_sum {total * self.service_s}",
+                        f"sair_stage_service_seconds_count {total}",
+                    )
+                    if self.tells_service
+                    else ()
+                ),
                 "",
             )
         )
@@ -206,6 +213,16 @@ class Stages:
     async def rate(self, name: str) -> str | None:
         annotations: dict[str, str] = (await self.pod(name))["metadata"]["annotations"]
         return annotations.get("sair.dev/gpu-rate")
+
+    async def object(self, pipeline: str = "shop", **spec: Any) -> None:
+        """The Pipeline object, as the fleet creates it or its author does."""
+        body = {"metadata": {"name": pipeline}, "apiVersion": "sair.dev/v1alpha1", "kind": "Pipeline", "spec": spec}
+        await self.api.create(PIPELINES.path(self.namespace), body)
+
+    async def wish(self, stage: str, pipeline: str = "shop") -> str | None:
+        """The share that a stage is wished to have."""
+        stages = (await self.pipeline(pipeline)).get("status", {}).get("stages", [])
+        return next((one.get("gpuRate") for one in stages if one["name"] == stage), None)
 
     async def cpu(self, name: str) -> dict[str, Any]:
         resources: dict[str, Any] = (await self.pod(name))["spec"]["containers"][0]["resources"]

@@ -8,6 +8,7 @@ from controller.peak import Peaks, record
 from controller.tuning import Tuning
 
 TUNING = Tuning()
+AHEAD_S = TUNING.analogues_ahead_s
 
 
 def live(rates: list[float], slopes: list[float] | None = None) -> tuple[Analogues, Peaks, float]:
@@ -16,7 +17,7 @@ def live(rates: list[float], slopes: list[float] | None = None) -> tuple[Analogu
         now = 30.0 * number
         peaks = record(peaks, rate, rate, now, TUNING)
         slope = slopes[number] if slopes else 0.0
-        analogues = remember(analogues, peaks, rate, slope, peaks.recent[-1][1], now)
+        analogues = remember(analogues, peaks, rate, slope, peaks.recent[-1][1], now, AHEAD_S)
     return analogues, peaks, now
 
 
@@ -24,31 +25,31 @@ REGULAR = ([50.0] * 11 + [200.0] * 2) * 5
 
 
 def test_before_a_burst_that_comes_regularly_growth_is_expected() -> None:
-    analogues, peaks, now = live([*REGULAR, *[50.0] * 10])
-    assert expected_growth(analogues, peaks, 50.0, 0.0, now) > 2.0
+    analogues, peaks, now = live([*REGULAR, *[50.0] * 11])
+    assert expected_growth(analogues, peaks, 50.0, 0.0, now, AHEAD_S) > 2.0
 
 
 def test_right_after_a_burst_none_is_expected() -> None:
     analogues, peaks, now = live([*REGULAR, *[50.0] * 4])
-    assert expected_growth(analogues, peaks, 50.0, 0.0, now) < 1.5
+    assert expected_growth(analogues, peaks, 50.0, 0.0, now, AHEAD_S) < 1.5
 
 
 def test_a_precursor_announces_a_burst_that_comes_at_odd_times() -> None:
     rates: list[float] = []
     for gap in (14, 9, 17, 11, 15, 8):
         rates += [50.0] * gap + [75.0, 50.0, 200.0]
-    analogues, peaks, now = live([*rates, *[50.0] * 9, 75.0])
-    assert expected_growth(analogues, peaks, 75.0, 0.0, now) > 1.5
+    analogues, peaks, now = live([*rates, *[50.0] * 10, 75.0])
+    assert expected_growth(analogues, peaks, 75.0, 0.0, now, AHEAD_S) > 1.5
 
 
 def test_without_a_past_nothing_is_expected() -> None:
-    assert expected_growth(Analogues(), Peaks(), 50.0, 0.0, 0.0) == 1.0
+    assert expected_growth(Analogues(), Peaks(), 50.0, 0.0, 0.0, AHEAD_S) == 1.0
 
 
 @given(st.lists(st.floats(0.5, 500.0), min_size=1, max_size=50))
 def test_analogues_only_ever_add(rates: list[float]) -> None:
     analogues, peaks, now = live(rates)
-    growth = expected_growth(analogues, peaks, rates[-1], 0.0, now)
+    growth = expected_growth(analogues, peaks, rates[-1], 0.0, now, AHEAD_S)
     assert growth >= 1.0
     assert math.isfinite(growth)
 
@@ -59,4 +60,4 @@ def test_the_past_is_bounded() -> None:
 
 
 def test_a_rate_that_is_none_is_not_remembered() -> None:
-    assert remember(Analogues(), Peaks(), math.nan, 0.0, 0.0, 30.0) == Analogues()
+    assert remember(Analogues(), Peaks(), math.nan, 0.0, 0.0, 30.0, AHEAD_S) == Analogues()

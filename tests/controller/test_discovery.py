@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.cluster import ScaleTarget, Workload
-from controller.discovery import Found, discover
+from controller.discovery import Discovery, Found, discover
 from sair.pipeline import Pipeline, parse_pipeline
 from tests.controller.workloads import workload
 
@@ -204,3 +204,23 @@ def test_the_order_of_workloads_changes_nothing() -> None:
     workloads = [stage("a"), stage("b", "a"), stage("c", "a", "zzz"), workload("d", {"stage": "a"})]
     results = [found(*workloads[place:], *workloads[:place]) for place in range(4)]
     assert all(one == other for one, other in pairwise(results))
+
+
+def test_what_did_not_change_is_not_worked_out_again_and_what_did_is() -> None:
+    first, second = workload("detect"), workload("other", pipeline="else")
+    pipelines, discovery = pipeline(), Discovery()
+    before = discovery.discover([first, second], pipelines)
+    with_status = discovery.discover([first, second], pipeline({"mode": "auto"}))
+    assert with_status["default/shop"].status.mode == "auto"
+    assert with_status["default/else"] is before["default/else"]
+    before = discovery.discover([first, second], pipelines)
+    again = discovery.discover([first, second], pipelines)
+    assert again["default/shop"] is before["default/shop"]
+    changed = discovery.discover([workload("detect", {"mode": "off"}), second], pipelines)
+    assert changed["default/shop"].view.mode == "off"
+    assert changed["default/else"] is before["default/else"]
+    owner = ScaleTarget("HorizontalPodAutoscaler/own", "default", "Deployment", "other")
+    owned = discovery.discover([first, second], pipelines, [owner])
+    assert owned["default/else"].conflicts
+    assert discovery.discover([first], pipelines).keys() == {"default/shop"}
+    assert not discovery.discover([first, second], pipelines)["default/else"].conflicts

@@ -222,3 +222,17 @@ async def test_mode_follows_the_pipeline_object_at_once(stages: Stages, running:
         return (await stages.condition("Paused")).get("reason") == "Off"
 
     await eventually(off)
+
+
+async def test_a_stage_that_does_not_export_its_service_time_is_known_by_an_estimate(
+    stages: Stages, running: Running
+) -> None:
+    (exporter,) = await stages.stage("resize", {**ONLY_REPLICAS, "mode": "recommend"}, node=await stages.node())
+    exporter.tells_service = False
+
+    async def known() -> bool:
+        condition = await stages.condition("MetricsAvailable")
+        return (condition.get("status"), condition.get("reason")) == ("True", "Scraped")
+
+    await eventually(known)
+    assert (await running.world.observe(stages.key(), 2.0)).stages[0].service_s is not None

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.frontier import GLOBAL, REFERENCE, Frontier, Frontiers, Point, dominates, load_bucket
+from controller.experience import Outcome
+from controller.frontier import GLOBAL, REFERENCE, Frontier, Frontiers, Holders, Point, dominates, load_bucket
 
 points = st.tuples(st.floats(0.0, 4.0), st.floats(0.0, 1.5))
 many = st.lists(points, max_size=30)
@@ -111,3 +112,39 @@ def test_a_load_bucket_grows_with_the_rate_and_spans_a_factor_of_one_and_a_half(
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -5.0, 0.0])
 def test_a_rate_that_is_none_falls_into_the_lowest_bucket(rate: float) -> None:
     assert load_bucket(rate) == 0
+
+
+coarse = st.sampled_from([0.0, 0.5, 1.0, 2.0, math.nan, math.inf])
+"""Few values, so that points are often equal or dominate each other."""
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), coarse, coarse), max_size=40))
+def test_who_stands_on_a_frontier_is_the_same_one_by_one_as_over_the_whole_memory(
+    rounds: list[tuple[int, float, float]],
+) -> None:
+    holders, frontiers = Holders(), Frontiers({})
+    for number, (bucket, latency, cost) in enumerate(rounds):
+        holders = holders.add(str(number), bucket, Outcome(latency, cost))
+        frontiers = frontiers.add(bucket, (latency, cost))
+    over_all = {
+        (str(number), bucket, (latency, cost))
+        for number, (bucket, latency, cost) in enumerate(rounds)
+        if (latency, cost) in frontiers.at(bucket).points
+    }
+    assert {(name, bucket, (o.latency_ratio, o.cost_ratio)) for name, bucket, o in holders} == over_all
+
+
+def test_a_round_looks_at_its_own_frontier_and_not_at_all_of_memory() -> None:
+    compared = 0
+
+    class Counted(float):
+        def __le__(self, other: float) -> bool:
+            nonlocal compared
+            compared += 1
+            return super().__le__(other)
+
+    holders = Holders()
+    for number in range(2000):
+        holders = holders.add(str(number), 0, Outcome(Counted(number), Counted(number)))
+    assert len(list(holders)) == 1
+    assert compared < 4 * 2000

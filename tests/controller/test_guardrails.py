@@ -98,8 +98,8 @@ def test_a_cpu_stage_has_no_share() -> None:
 
 
 def test_what_is_off_the_grid_is_snapped_and_what_is_too_much_is_cut() -> None:
-    assert judge(act("infer", gpu_milli=130), case())[0] == act("infer", gpu_milli=100)
-    assert judge(act("infer", gpu_milli=20), case())[0] == act("infer", gpu_milli=100)
+    assert judge(act("infer", gpu_milli=130), case())[0] == act("infer", gpu_milli=150)
+    assert judge(act("infer", gpu_milli=20), case())[0] == act("infer", gpu_milli=50)
     assert judge(act("infer", replicas=7), case())[0] == act("infer", replicas=2)
     assert judge(act("pre", cpu=4000), case())[0] == act("pre", cpu=500)
 

@@ -98,8 +98,10 @@ def test_a_belief_that_somebody_gave_is_used_until_measured_otherwise() -> None:
 
 
 def test_full_batches_are_believed_larger_than_mean_ones_until_a_saturated_stage_shows_them() -> None:
-    fit = learn([at(500, batch=3.0)])
-    assert fit.batch_max == 6.0
+    fit = learn([at(500, batch=5.0)])
+    assert fit.batch_max == 10.0
+    assert learn([at(500, batch=1.2)]).batch_max == 8.0
+    assert learn([at(500, batch=1.0)]).batch_max == 1.0
     saturated = at(500, batch=4.0, queue_depth=100.0, queue_slope=1.0)
     assert learn([saturated], fit).batch_max == 4.0
 

@@ -174,3 +174,79 @@ async def test_a_setting_that_is_wrong_ends_it_with_one_line_that_names_it() -> 
     _, said = await process.communicate()
     assert process.returncode == 2
     assert said.decode().startswith("sair: SAIR_CONTROLLER_INTERVAL_S: 'soon' is not allowed")
+
+
+async def test_replicas_share_the_shards_and_one_takes_over_what_another_held(
+    cluster: ControlPlane, stages: Stages, redis_url: str, store: Store
+) -> None:
+    await stages.stage("detect", {"gpu-rate": "0.3", "mode": "recommend"}, node=await stages.node())
+
+    def held(one: Process) -> set[int]:
+        shards: set[int] = set()
+        for line in one.lines:
+            if line.get("event") == "leading":
+                shards.add(line["shard"])
+            elif line.get("event") == "leading no more":
+                shards.discard(line["shard"])
+        return shards
+
+    async def rounds() -> int:
+        return len(
+            [fields for _id, fields in await store.decisions(stages.key(), 1000) if fields["kind"] == "decision"]
+        )
+
+    async with started(cluster, redis_url, SAIR_CONTROLLER_SHARDS="2") as first:
+
+        async def alone() -> bool:
+            return held(first) == {0, 1}
+
+        await eventually(alone, lambda: first.lines[-20:])
+        async with started(cluster, redis_url, SAIR_CONTROLLER_SHARDS="2") as second:
+
+            async def shared() -> bool:
+                return len(held(first)) == len(held(second)) == 1 and held(first) != held(second)
+
+            await eventually(shared, lambda: (first.lines[-20:], second.lines[-20:]))
+            metrics = (await second.get("/metrics"))[1]
+            assert "sair_controller_leader 1.0" in metrics
+            assert "sair_controller_shards 1.0" in metrics
+
+            async def decided() -> bool:
+                return await rounds() >= 1
+
+            await eventually(decided, lambda: (first.lines[-20:], second.lines[-20:]))
+            first.process.kill()
+
+            async def taken_over() -> bool:
+                return held(second) == {0, 1}
+
+            await eventually(taken_over, lambda: second.lines[-20:])
+            before = await rounds()
+
+            async def goes_on() -> bool:
+                return await rounds() > before
+
+            await eventually(goes_on, lambda: second.lines[-20:])
+    for shard in range(2):
+        with contextlib.suppress(Exception):
+            await stages.api.delete(LEASES.path("sair-system", f"sair-controller-{shard}"))
+
+
+async def test_metrics_may_come_from_a_prometheus_server_and_one_without_an_address_is_refused(
+    cluster: ControlPlane, stages: Stages, redis_url: str
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, env={**os.environ, "SAIR_CONTROLLER_METRICS_SOURCE": "prometheus"}, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 2
+    assert said.decode().startswith("sair: SAIR_CONTROLLER_PROMETHEUS_URL: '' is not allowed")
+    await stages.stage("detect", {"mode": "recommend"}, node=await stages.node())
+    nobody = {"SAIR_CONTROLLER_METRICS_SOURCE": "prometheus", "SAIR_CONTROLLER_PROMETHEUS_URL": "http://127.0.0.1:1"}
+    async with started(cluster, redis_url, **nobody) as one:
+        await one.logged("Prometheus cannot be read")
+
+        async def told() -> bool:
+            return "127.0.0.1:1" in (await stages.condition("MetricsAvailable")).get("message", "")
+
+        await eventually(told, lambda: one.lines[-20:])

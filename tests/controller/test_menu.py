@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from controller import round as rounds
 from controller.decision import Situation
+from controller.experience import RewardTerms
 from controller.features import context_vector
 from controller.guardrails import judge
 from controller.knowledge import Knowledge, Refusal, learn
@@ -147,7 +148,11 @@ def test_remembered_actions_are_offered_as_the_guardrails_leave_them() -> None:
     knowledge = experienced(seen)
     wild = Action.of([StageDelta("post", replicas=2, gpu_milli=100)])
     for number in range(3):
-        life = experience(number, context=context_vector(seen, chain()), action=wild, pipeline="test/chain")
+        # Equal outcomes would surprise nobody and not be recollected.
+        reward = RewardTerms(latency=0.02, cost=-1.0 - number, sla=0.0, proactive=0.1, pareto=1.05)
+        life = experience(
+            number, context=context_vector(seen, chain()), action=wild, pipeline="test/chain", reward=reward
+        )
         knowledge, _ = learn(knowledge, life, TUNING)
     of = menu(seen, knowledge, tuning=replace(TUNING, least_reward=-100.0))
     assert any(each.action == Action.of([StageDelta("post", replicas=2)]) for each in of.candidates)

@@ -10,7 +10,6 @@ from controller.model import (
     StageLoad,
     capacity_per_s,
     gamma_quantile,
-    mean_batch,
     paths,
     pipeline_p99_s,
     sojourn,
@@ -96,16 +95,6 @@ def test_even_in_overload_every_prediction_is_a_number(rate: float, service: flo
     assert math.isfinite(float(mean))
     assert math.isfinite(float(variance))
     assert float(variance) >= 0
-
-
-def test_a_batch_is_what_arrives_while_the_one_before_is_served() -> None:
-    # n = λ(α + βn)/c with λ/c = 50, α = 0.02, β = 0.01: n = 1 / 0.5
-    assert float(mean_batch(StageLoad(100.0), 2, 0.02, 0.01, 8.0)) == pytest.approx(2.0)
-
-
-@given(rates, services, services, counts)
-def test_a_batch_lies_between_one_and_the_largest(rate: float, once: float, each: float, servers: int) -> None:
-    assert 1.0 <= float(mean_batch(StageLoad(rate), servers, once, each, 8.0)) <= 8.0
 
 
 def test_utilisation_is_offered_work_per_server() -> None:

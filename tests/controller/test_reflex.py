@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.identification import given_fit
 from controller.knowledge import Learned
+from controller.model import ServiceCurve
 from controller.reflex import freeze, queue_threshold_s, react
 from controller.state import HOLD, Action, StageGauge, project_all
 from controller.tuning import Tuning
@@ -61,7 +63,7 @@ def test_a_queue_that_stays_although_the_model_sees_capacity_enough_gets_one_ste
 
 def test_a_stage_never_measured_gets_one_step() -> None:
     action = react(Learned("test/chain"), VIEW, gauges({"infer": 100.0}), room(), TUNING)
-    assert action.on("infer").gpu_milli == 100
+    assert action.on("infer").gpu_milli == 50
 
 
 def test_no_more_is_asked_for_than_the_card_has() -> None:
@@ -131,3 +133,30 @@ def test_after_it_acted_descents_are_frozen_for_twenty_seconds() -> None:
 def test_the_same_observation_gives_the_same_answer() -> None:
     first = react(experienced(observation()).learned, VIEW, gauges({"infer": 200.0}, 170.0), room(), TUNING)
     assert first == react(experienced(observation()).learned, VIEW, gauges({"infer": 200.0}, 170.0), room(), TUNING)
+
+
+def test_the_cpu_of_a_gpu_stage_is_raised_where_its_whole_share_is_not_enough() -> None:
+    tight = replace(LEARNED, fits={**LEARNED.fits, "infer": given_fit(ServiceCurve(0.0, 0.02, 0.004), uses_gpu=True)})
+    action = react(tight, VIEW, gauges({"infer": 300.0}, arrivals=150.0), room(), TUNING)
+    assert action.on("infer").cpu > 0
+    assert action.on("infer").gpu_milli > 0
+    enough = react(LEARNED, VIEW, gauges({"infer": 200.0}, arrivals=110.0), room(), TUNING)
+    assert enough.on("infer").cpu == 0
+
+
+def test_once_arrivals_leave_the_usual_shares_are_raised_to_the_remembered_peak_at_once() -> None:
+    seen = replace(LEARNED.peaks, remembered=170.0, remembered_s=LEARNED.peaks.updated_s)
+    knowing = replace(LEARNED, peaks=seen)
+    burst = gauges({"infer": 60.0}, arrivals=90.0)
+    assert react(knowing, VIEW, burst, room(), TUNING).on("infer").gpu_milli > 0
+    unknowing = react(knowing, VIEW, burst, room(), replace(TUNING, remember_peaks=False))
+    assert react(knowing, VIEW, burst, room(), TUNING).on("infer").gpu_milli > unknowing.on("infer").gpu_milli
+    usual = gauges({"infer": 60.0}, arrivals=42.0)
+    without = replace(TUNING, remember_peaks=False)
+    assert react(knowing, VIEW, usual, room(), TUNING) == react(knowing, VIEW, usual, room(), without)
+
+
+def test_what_analogues_foresee_is_raised_to_before_any_queue_is_there() -> None:
+    foreseeing = replace(LEARNED, foreseen_per_s=160.0)
+    assert react(foreseeing, VIEW, gauges(), room(), TUNING).on("infer").gpu_milli > 0
+    assert react(foreseeing, VIEW, gauges(), room(), replace(TUNING, analogues=False)) == HOLD

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -5,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.cells import Cells
 from controller.experience import Experience, Outcome, RewardTerms
 from controller.features import action_vector
 from controller.frontier import Frontiers
-from controller.retrieval import Memory
+from controller.kernels import Everyone
+from controller.memory.eviction import Queue
+from controller.retrieval import EXACT_MOST, Memory
 from controller.reward import pareto_term
 from controller.state import HOLD, Action, StageDelta
 from controller.tuning import Tuning
@@ -157,3 +161,148 @@ def test_an_empty_memory_predicts_nothing_and_shows_nothing() -> None:
     memory = Memory(STAGES)
     assert memory.retrieve((0.1,), Frontiers({}), ALL) == []
     assert memory.predict((0.1,), [HOLD], ALL)[0].support == 0.0
+
+
+@pytest.mark.parametrize("count", [20, 500, 700, 1500])
+def test_many_taken_in_at_once_are_as_if_taken_in_one_by_one(count: int) -> None:
+    lives = random_lives(count, seed=5)
+    lives += [
+        lived(3, (0.9,) * 4, 5.0),
+        lived(count - 1, (0.1,) * 4, -5.0),
+        lived(count, (0.5, float("nan"), 0.5, 0.5), 1.0),
+    ]
+    at_once, one_by_one = filled(lives), Memory(STAGES)
+    for life in lives:
+        one_by_one.add(life, ALL)
+    assert at_once.bandwidths == one_by_one.bandwidths
+    assert set(at_once.experiences) == set(one_by_one.experiences)
+    places = {life.id: place for place, life in enumerate(one_by_one.experiences)}
+    order = [places[life.id] for life in at_once.experiences]
+    assert at_once.surprisals(ALL) == pytest.approx(one_by_one.surprisals(ALL)[order], abs=1e-3)
+    context = (0.4, 0.5, 0.6, 0.5)
+    shown = [
+        [each.experience.id for each in memory.retrieve(context, Frontiers({}), ALL)]
+        for memory in (at_once, one_by_one)
+    ]
+    assert shown[0] == shown[1]
+
+
+def walked_lives(count: int, seed: int, width: int = 12) -> list[Experience]:
+    """Rounds of a pipeline whose load wanders: contexts on few dimensions with noise, rewards that follow them, some odd."""
+    rng = np.random.default_rng(seed)
+    hidden = np.sin(np.cumsum(rng.normal(size=(count, 3)) * 0.05, axis=0))
+    contexts = 0.5 + hidden @ rng.normal(size=(3, width)) * 0.1 + rng.normal(size=(count, width)) * 0.02
+    rewards = (
+        np.sin(3 * hidden[:, 0]) + 0.1 * rng.normal(size=count) + (rng.random(count) < 0.01) * rng.normal(size=count)
+    )
+    steps = rng.integers(-2, 3, size=count) * 100
+    return [
+        lived(number, tuple(map(float, contexts[number])), float(rewards[number]), int(steps[number]))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("make", [random_lives, walked_lives], ids=["anywhere", "wandering"])
+def test_beyond_what_is_kept_up_exactly_nearly_the_same_are_shown(make: Callable[[int, int], list[Experience]]) -> None:
+    """At least nine tenths of the fifteen that the definition gives; measured 0.99 to 1.0."""
+    count = EXACT_MOST + 1_000
+    lives = make(count, 11)
+    memory = filled(lives[: EXACT_MOST - 100])
+    for life in lives[EXACT_MOST - 100 :]:
+        memory.add(life, ALL)
+    for life in lives[:500]:
+        memory.remove(life.id)
+    assert len(memory) == count - 500
+    exact = Everyone(memory._points, memory.bandwidths).of(slice(None))
+    rewards = memory._points.reward
+    expected = (exact.rewards + (memory._points.total - rewards) / (len(memory) - 1)) / (exact.weights + 1.0)
+    surprisals = np.abs(rewards - expected)
+    contexts = np.array([life.context for life in memory.experiences])
+    identities = [life.id for life in memory.experiences]
+    plain = replace(ALL, diversity=0.0)
+    hits = []
+    for life in lives[-12:]:
+        apart = ((contexts - np.array(life.context)) ** 2).sum(axis=1)
+        truth = np.exp(-apart / (2 * memory.bandwidths[0] ** 2)) * surprisals
+        best = {identities[place] for place in np.argsort(-truth)[:15]}
+        shown = {each.experience.id for each in memory.retrieve(life.context, Frontiers({}), plain)}
+        assert len(shown) == 15
+        hits.append(len(best & shown) / 15)
+    assert np.mean(hits) >= 0.9, hits
+
+
+def test_beyond_what_is_kept_up_exactly_sums_follow_what_comes_and_goes() -> None:
+    lives = walked_lives(EXACT_MOST + 600, seed=3)
+    memory = filled(lives[: EXACT_MOST + 300])
+    for life in lives[EXACT_MOST + 300 :]:
+        memory.add(life, ALL)
+    for life in lives[100:400]:
+        memory.remove(life.id)
+    cells = memory._upkeep
+    assert isinstance(cells, Cells)
+    before = memory.surprisals(ALL)
+    again = Cells(memory._points, memory.bandwidths)
+    assert before == pytest.approx(memory.surprisals(ALL))
+    # Other centres, the same experiences: expectations agree as far as an approximation can.
+    memory._upkeep = again
+    assert np.median(np.abs(before - memory.surprisals(ALL))) < 0.02
+    assert np.quantile(np.abs(before - memory.surprisals(ALL)), 0.99) < 0.25
+
+
+def test_a_large_memory_of_one_and_the_same_round_is_asked_in_bounded_time_and_shows_it() -> None:
+    lives = [lived(number, (0.5, 0.5), float(number % 2)) for number in range(EXACT_MOST + 100)]
+    memory = filled(lives)
+    assert memory.retrieve((0.5, 0.5), Frontiers({}), replace(ALL, diversity=0.0))
+    (prediction,) = memory.predict((0.5, 0.5), [HOLD], ALL)
+    assert prediction.support > 100
+
+
+def test_with_a_local_deviation_an_odd_round_among_rounds_that_were_all_alike_counts_for_more() -> None:
+    rng = np.random.default_rng(2)
+    calm = [lived(number, (0.2, 0.2), 1.0 + 0.01 * float(rng.normal())) for number in range(200)]
+    wild = [lived(1000 + number, (2.0, 2.0), 1.0 + 0.5 * float(rng.normal())) for number in range(200)]
+    odd_calm, odd_wild = lived(2000, (0.2, 0.2), 1.6), lived(2001, (2.0, 2.0), 1.6)
+    memory = filled([*calm, *wild, odd_calm, odd_wild])
+    places = {life.id: place for place, life in enumerate(memory.experiences)}
+    plain = memory.surprisals(ALL)
+    local = memory.surprisals(replace(ALL, local_deviation=True))
+    assert plain[places[odd_calm.id]] == pytest.approx(plain[places[odd_wild.id]], rel=0.1)
+    assert local[places[odd_calm.id]] > 3 * local[places[odd_wild.id]]
+    assert np.isfinite(local).all()
+
+
+def test_thousands_of_rounds_later_no_more_is_held_than_may_be() -> None:
+    capacity = 200
+    memory, queue, held = Memory(STAGES), Queue(), dict[str, Experience]()
+    sizes = []
+    for number in range(5_000):
+        life = lived(number, (number % 97 / 97, number % 31 / 31), float(number % 13), number % 3 * 100)
+        life = replace(life, surprisal=memory.add(life, ALL))
+        held[life.id] = life
+        queue.add(life)
+        for gone in queue.excess(held, (), capacity):
+            del held[gone]
+            memory.remove(gone)
+        if number in (1_000, 4_999):
+            sizes.append(sum(getattr(memory._points, name).nbytes for name in ("_context", "_action", "_reward")))
+    assert {life.id for life in memory.experiences} == held.keys()
+    assert len(memory) == capacity
+    assert sizes[0] == sizes[1]
+    # Sums that were added to and taken from thousands of times are still what they are by definition.
+    expected = surprisals_from_scratch(memory, ALL)
+    assert memory.surprisals(ALL) == pytest.approx([expected[life.id] for life in memory.experiences], abs=1e-3)
+
+
+def test_a_hundred_thousand_rounds_take_a_bounded_number_of_bytes_each() -> None:
+    count = 100_000
+    rng = np.random.default_rng(1)
+    contexts = rng.random((500, 8)).tolist()
+    memory = Memory(STAGES)
+    memory.load((lived(number, tuple(contexts[number % 500]), float(number % 7)) for number in range(count)), ALL)
+    assert len(memory) == count
+    arrays = [getattr(memory._points, name) for name in ("_context", "_action", "_squares", "_reward", "_residual")]
+    assert isinstance(memory._upkeep, Cells)
+    arrays += [memory._upkeep._cell, memory._upkeep._own]
+    # A row of 8 + 8 + 1 numbers of four bytes and two of eight, its cell and its part of it; room for a quarter more.
+    assert sum(array.nbytes for array in arrays) <= 1.25 * count * (17 * 4 + 2 * 8 + 8 + 4)
+    assert memory._upkeep.cells <= 2048

@@ -8,7 +8,7 @@ from controller.decision import Proposal, Situation
 from controller.features import context_vector
 from controller.guardrails import RULES
 from controller.knowledge import Knowledge
-from controller.state import HOLD, Action, KnobOutcome, Observation, StageDelta, project_all
+from controller.state import HOLD, Action, Allocation, KnobOutcome, Observation, StageDelta, project_all
 from controller.tuning import Tuning
 from sair.quantities import GpuRate
 from tests.controller.situations import allocations, chain, experienced, observation, room
@@ -97,6 +97,73 @@ def test_a_wish_that_was_granted_in_part_is_remembered_as_granted_and_not_wished
     assert pending is not None
     assert pending.action == Action((StageDelta("infer", gpu_milli=50),))
     assert [(each.stage, each.knob) for each in knowledge.learned.refusals] == [("infer", "gpu_rate")]
+
+
+WISHED = allocations(pre=4, infer=3, post=3, gpu_milli=400, cpu=2000)
+"""The share was raised from 0.3 to 0.4 and the cards had no room for that."""
+
+
+def refused_raise() -> tuple[Knowledge, Situation]:
+    """A raise at the bottleneck that was refused, and the window after it."""
+    had = allocations(pre=4, infer=3, post=3, gpu_milli=300, cpu=2000)
+    seen, knowledge = situation(observation(had, 80.0)), experienced(observation(had, 80.0))
+    menu = rounds.candidates(knowledge, seen, TUNING)
+    decision = rounds.admit(knowledge, menu, Proposal(RAISE, "in-context"), TUNING)
+    assert decision.action == RAISE
+    grant = KnobOutcome("infer", "gpu_rate", 400, 300, "the card is full")
+    knowledge = rounds.applied(knowledge, seen, decision, [grant], TUNING)
+    service = observation(had, 80.0).stages[1].service_s
+    later = observation(WISHED, 80.0, {"infer": {"granted": GpuRate(300), "service_s": service}}, time_s=330.0)
+    return knowledge, situation(later)
+
+
+def test_a_refused_raise_is_rewarded_as_the_hold_that_it_came_to_be() -> None:
+    knowledge, later = refused_raise()
+    experience = rounds.conclude(knowledge, later.observation, VIEW, TUNING)
+    assert experience is not None
+    assert experience.action == HOLD
+    assert experience.reward.proactive == 0.0
+    granted = replace(later.observation, stages=observation(WISHED, 80.0).stages)
+    raised = rounds.conclude(knowledge, granted, VIEW, TUNING)
+    assert raised is not None
+    assert raised.action == RAISE
+    assert raised.reward.proactive > 0.0
+
+
+def test_after_a_refused_raise_a_replica_is_offered_and_chosen_instead() -> None:
+    knowledge, later = refused_raise()
+    more = replace(later, observation=replace(later.observation, arrivals_per_s=110.0, arrivals_peak_per_s=110.0))
+    knowledge, _ = rounds.take_in(knowledge, VIEW, more.observation, TUNING)
+    menu = rounds.candidates(knowledge, more, TUNING)
+    assert not any(each.action.on("infer").gpu_milli > 0 for each in menu.candidates)
+    assert any(each.action.on("infer").replicas > 0 for each in menu.candidates)
+    chosen = rounds.choose(knowledge, menu, replace(TUNING, probing=False), np.random.default_rng(0))
+    assert chosen.action.on("infer").replicas > 0
+
+
+def test_a_share_that_is_wished_and_not_granted_is_no_capacity() -> None:
+    knowledge, later = refused_raise()
+    menu = rounds.candidates(knowledge, later, TUNING)
+    stage = menu.case.model.stages["infer"]
+    believed = stage.sojourn(80.0, 3, 1.0, 0.4, 0.0)
+    assert believed == stage.sojourn(80.0, 3, 1.0, 0.3, 0.0)
+
+
+def test_replicas_that_are_starting_are_not_ordered_a_second_time() -> None:
+    one, four = (allocations(pre=4, infer=count, post=3, gpu_milli=500, cpu=2000) for count in (1, 4))
+    calm = replace(TUNING, probing=False, reserve=False)
+
+    def ordered(at: dict[str, Allocation]) -> int:
+        struggling = {"infer": {"ready": 1, "starting": at["infer"].replicas - 1, "gpu_utilisation": 1.0}}
+        seen = situation(observation(at, 90.0, struggling, p99_s=0.6))
+        knowledge = experienced(observation(four, 90.0), tuning=calm)
+        menu = rounds.candidates(knowledge, seen, calm)
+        assert menu.plan is not None
+        chosen = rounds.choose(knowledge, menu, calm, np.random.default_rng(0))
+        return max(menu.plan.targets["infer"].replicas - at["infer"].replicas, chosen.action.on("infer").replicas)
+
+    assert ordered(one) > 0
+    assert ordered(four) <= 0
 
 
 def test_a_refused_wish_leaves_no_action() -> None:

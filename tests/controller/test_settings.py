@@ -17,8 +17,21 @@ def test_redis_url_stands_in_for_the_own_name_and_gives_way_to_it() -> None:
         {"SAIR_CONTROLLER_WINDOW_S": "61", "SAIR_CONTROLLER_INTERVAL_S": "600"},
         {"SAIR_CONTROLLER_WINDOW": "15"},
         {"SAIR_CONTROLLER_GPU_DOLLARS_PER_HOUR": "0"},
+        {"SAIR_CONTROLLER_SHARDS": "17"},
+        {"SAIR_CONTROLLER_METRICS_SOURCE": "prometheus"},
+        {"SAIR_CONTROLLER_METRICS_SOURCE": "prometheus", "SAIR_CONTROLLER_PROMETHEUS_URL": "prometheus:9090"},
+        {"SAIR_CONTROLLER_PROMETHEUS_POD_LABEL": 'pod"} or {'},
     ],
-    ids=["longer than the round", "longer than is remembered", "misspelt", "free GPUs"],
+    ids=[
+        "longer than the round",
+        "longer than is remembered",
+        "misspelt",
+        "free GPUs",
+        "more shards than the Role names",
+        "no server",
+        "no scheme",
+        "no label",
+    ],
 )
 def test_what_makes_no_sense_is_refused_with_its_name(environment: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="SAIR_CONTROLLER_"):

@@ -11,11 +11,13 @@ import pytest_asyncio
 
 from controller.decision import Decision
 from controller.journal import RoundReport
+from controller.knowledge import Learned
 from controller.llm.policy import Trace
 from controller.memory.store import Store
-from controller.state import HOLD, KnobOutcome
+from controller.state import HOLD, Action, Allocation, KnobOutcome, StageDelta, project
 from controller.status import StatusWriter
 from sair.kube.client import Api
+from sair.quantities import Mebibytes, Millicores
 from tests.controller.fleets import Running, RunningFleet
 from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually, installed
 from tests.e2e.cluster.control_plane import ControlPlane
@@ -89,6 +91,45 @@ async def test_a_wish_that_was_not_granted_limits_scaling_and_says_which(stages:
     condition = await stages.condition("ScalingLimited")
     assert (condition["status"], condition["reason"]) == ("True", "NotGranted")
     assert condition["message"] == "a gpu_rate: 1 of 1 replicas: no share granted yet"
+
+
+async def test_a_rise_of_cpu_stands_in_the_status_before_the_pods_are_asked_and_a_fall_does_not(
+    stages: Stages, running: Running
+) -> None:
+    await running.status.round_ended(report(running, stages))
+
+    def turning(cpu: int) -> RoundReport:
+        delta = StageDelta("a", cpu=cpu)
+        before = Allocation(1, Millicores(1000), Mebibytes(512), None)
+        action = Action((delta,))
+        after = {"a": project(before, delta)}
+        decision = Decision("", 7, 1.8e9, "llm", action, action, {"a": before}, after, ())
+        return report(running, stages, decision=decision)
+
+    async def announced(cpu: int) -> str | None:
+        await running.status.about_to_act(turning(cpu))
+        wish: str | None = (await stages.pipeline())["status"]["stages"][0].get("cpu")
+        return wish
+
+    async def risen() -> bool:  # the fleet's own rounds, which know nothing of this decision, write as well
+        return await announced(500) == "1500m"
+
+    await eventually(risen)
+    assert await announced(-500) in ("1500m", None)
+
+
+async def test_a_model_that_is_off_its_forecasts_is_a_condition_and_an_event(stages: Stages, running: Running) -> None:
+    await running.status.round_ended(report(running, stages, learned=Learned("", residual=0.7)))
+    condition = await stages.condition("ModelDrift")
+    assert (condition["status"], condition["reason"]) == ("True", "SlowerThanModel")
+
+    async def told() -> bool:
+        return any("times what the model predicts" in note for note in await stages.notes("ModelDrift"))
+
+    await eventually(told)
+    assert f'sair_pipeline_model_residual{{namespace="{stages.namespace}",pipeline="shop"}} 0.7' in running.metrics()
+    await running.status.round_ended(report(running, stages, learned=Learned("", residual=0.1)))
+    assert (await stages.condition("ModelDrift"))["status"] == "False"
 
 
 async def test_a_transition_time_moves_only_with_its_status(stages: Stages, running: Running) -> None:

@@ -26,6 +26,10 @@ class MisbehavingServer:
     reply: Reply
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    slowly_s: float = 0.0
+    """How long every reply takes."""
+    under_way: int = 0
+    most_under_way: int = 0
 
 
 def says(text: str) -> Reply:
@@ -41,6 +45,12 @@ async def misbehaving_server(reply: Reply) -> AsyncIterator[MisbehavingServer]:
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         server.requests.append(body)
+        server.under_way += 1
+        server.most_under_way = max(server.most_under_way, server.under_way)
+        try:
+            await asyncio.sleep(server.slowly_s)
+        finally:
+            server.under_way -= 1
         answer = server.reply(body)
         if isinstance(answer, float):
             await asyncio.sleep(answer)

@@ -53,7 +53,7 @@ def _deltas(stage: StageView) -> list[StageDelta]:
     deltas = [StageDelta(stage.name, replicas=count) for count in (-1, 1, 2)]
     deltas += [StageDelta(stage.name, cpu=step) for step in (-CPU_STEP, CPU_STEP)]
     if stage.uses_gpu:
-        deltas += [StageDelta(stage.name, gpu_milli=count * GPU_STEP_MILLI) for count in (-2, -1, 1, 2)]
+        deltas += [StageDelta(stage.name, gpu_milli=count * GPU_STEP_MILLI) for count in (-4, -2, 2, 4)]
     return deltas
 
 

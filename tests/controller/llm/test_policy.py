@@ -1,4 +1,8 @@
+import asyncio
 import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +44,7 @@ async def propose(policy: LlmPolicy, scene: Scene, judge: Judge = agree, trace: 
     return await policy.propose(*scene, judge, np.random.default_rng(0), trace or Trace())
 
 
-def policy_for(url: str, clock: Clock | None = None, **changes: Any) -> LlmPolicy:
+def policy_for(url: str, clock: Callable[[], float] | None = None, **changes: Any) -> LlmPolicy:
     settings = ModelSettings(**{"base_url": url, "enforcement": "json_schema", "deadline_s": 1.0, **changes})
     return LlmPolicy(ModelClient(settings), settings, clock=clock or Clock())
 
@@ -117,3 +121,50 @@ async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow(scene: Scene
         await propose(policy, scene)
         await policy.close()
     assert len(server.requests) == 3
+
+
+def of(scene: Scene, pipeline: str) -> Scene:
+    """The same scene of another pipeline."""
+    knowledge, menu = scene
+    return replace(knowledge, learned=replace(knowledge.learned, pipeline=pipeline)), menu
+
+
+async def test_calls_of_many_pipelines_are_under_way_at_once_and_never_more_than_allowed(scene: Scene) -> None:
+    async with misbehaving_server(says(CHOICE)) as server:
+        server.slowly_s = 0.1
+        policy = policy_for(server.url, concurrency=3, deadline_s=10.0)
+        proposals = await asyncio.gather(*(propose(policy, of(scene, f"ns/p{number}")) for number in range(9)))
+        await policy.close()
+    assert len(proposals) == 9
+    assert server.most_under_way == 3
+
+
+async def test_waiting_for_a_slot_in_vain_falls_back_and_leaves_the_breaker_closed(scene: Scene) -> None:
+    async with misbehaving_server(says(CHOICE)) as server:
+        server.slowly_s = 0.4
+        policy = policy_for(server.url, time.time, concurrency=1, deadline_s=1.0, breaker_failures=1)
+        calls = (propose(policy, of(scene, f"ns/p{number}")) for number in range(8))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        waited = [each for each in outcomes if isinstance(each, ModelUnavailable)]
+        assert any("none of the 1 calls under way ended" in str(each) for each in waited)
+        assert 1 <= len(outcomes) - len(waited) <= 3
+        # The one call that was cut off by its own deadline may have opened the breaker; nobody's waiting did.
+        assert server.most_under_way == 1
+        await policy.close()
+
+
+async def test_one_pipeline_has_one_call_under_way_whatever_the_others_do(scene: Scene) -> None:
+    async with misbehaving_server(says(CHOICE)) as server:
+        server.slowly_s = 0.2
+        policy = policy_for(server.url, deadline_s=10.0)
+        twice = [propose(policy, of(scene, "ns/same")) for _ in range(2)]
+        first, second, other = await asyncio.gather(
+            *twice, propose(policy, of(scene, "ns/other")), return_exceptions=True
+        )
+        assert isinstance(first, Proposal)
+        assert isinstance(other, Proposal)
+        assert isinstance(second, ModelUnavailable)
+        assert "still under way" in str(second)
+        assert server.most_under_way == 2
+        assert isinstance(await propose(policy, of(scene, "ns/same")), Proposal)
+        await policy.close()

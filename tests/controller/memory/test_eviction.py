@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.memory.eviction import NEWEST_KEPT, victims
+from controller.memory.eviction import NEWEST_KEPT, Queue, victims
 from tests.builders import experience
 
 
@@ -25,3 +25,34 @@ def test_those_that_taught_least_go_first() -> None:
 
 def test_nothing_goes_while_there_is_room() -> None:
     assert victims([experience(1)], (), 1) == ()
+
+
+@given(
+    st.lists(st.floats(0, 10), min_size=1, max_size=150),
+    st.integers(1, 120),
+    st.integers(0, 149),
+    st.sets(st.integers(0, 149)),
+)
+def test_one_by_one_the_same_go_as_if_all_were_looked_at_each_time(
+    surprisals: list[float], capacity: int, known: int, frontier: set[int]
+) -> None:
+    everything = [experience(number, surprisal=value) for number, value in enumerate(surprisals)]
+    kept = {everything[index].id for index in frontier if index < len(everything)}
+    queue, held = Queue(everything[:known]), {each.id: each for each in everything[:known]}
+    for fresh in everything[known:]:
+        held[fresh.id] = fresh
+        queue.add(fresh)
+        expected = victims(tuple(held.values()), kept, capacity)
+        gone = queue.excess(held, kept, capacity)
+        assert set(gone) == set(expected)
+        for name in gone:
+            del held[name]
+
+
+def test_one_that_is_written_anew_with_another_surprisal_is_judged_by_that() -> None:
+    held = {each.id: each for each in (experience(number, surprisal=1.0 + number) for number in range(60))}
+    queue = Queue(held.values())
+    anew = experience(0, surprisal=99.0)
+    held[anew.id] = anew
+    queue.add(anew)
+    assert queue.excess(held, (), 59) == (experience(1).id,)

@@ -138,3 +138,28 @@ def test_whatever_a_pod_says_it_is_read_or_refused(noise: str, place: int) -> No
     assert 0 <= seen.arrivals <= 1e18
     assert 0 <= seen.queue <= 1e18
     assert list(seen.latency.counts) == sorted(seen.latency.counts)
+
+
+def test_batch_sizes_are_read_where_they_are_exported() -> None:
+    seen = read(HONEST + "sair_stage_batch_size_sum 400\nsair_stage_batch_size_count 100\n")
+    assert (seen.batch_sum, seen.batch_count) == (400.0, 100.0)
+    assert read(HONEST).batch_sum is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'sair_stage_arrivals_total{route="c d",} 5',
+        'sair_stage_arrivals_total{route="\\"quoted\\" \\\\ \\n"} 5',
+        'sair_stage_arrivals_total{route="}"} 5 1700000000000',
+        "sair_stage_arrivals_total\t5 \r",
+        'sair_stage_arrivals_total{ route = "x" } 5',
+        "sair_stage_arrivals_total 5e0",
+    ],
+)
+def test_samples_are_read_however_the_format_lets_them_be_written(line: str) -> None:
+    assert read(HONEST + line + "\n").arrivals == 125.0
+
+
+def test_a_name_that_merely_begins_alike_is_another_metric() -> None:
+    assert read(HONEST + "sair_stage_arrivals_total_created 5\nsair_stage_arrivals_total:sum 5\n").arrivals == 120.0

@@ -4,7 +4,7 @@ import pytest
 
 from controller.observe.exposition import Scrape
 from controller.observe.histogram import Histogram
-from controller.observe.series import KEPT_S, PodSeries, peak_of, window_of
+from controller.observe.series import KEPT_S, PodSeries, now_of, peak_of, window_of
 
 
 def scrape(time_s: float, arrivals: float, queue: float = 0.0, **more: float) -> Scrape:
@@ -72,3 +72,29 @@ def test_the_peak_is_the_highest_rate_of_all_pods_together_over_five_seconds() -
     assert peak_of({"a": steady, "b": burst}, 30, 30) == pytest.approx(110)
     assert peak_of({"b": burst}, 30, 10) == 0
     assert peak_of({}, 30, 30) == 0
+
+
+def test_the_mean_batch_is_that_of_the_window_over_all_pods_that_say() -> None:
+    one = series(scrape(0, 0, batch_sum=100.0, batch_count=50.0), scrape(10, 40, batch_sum=160.0, batch_count=60.0))
+    two = series(scrape(0, 0, batch_sum=0.0, batch_count=0.0), scrape(10, 40, batch_sum=20.0, batch_count=10.0))
+    mute = series(scrape(0, 0), scrape(10, 40))
+    seen = window_of({"a": one, "b": two, "c": mute}, 10, 10)
+    assert seen is not None
+    assert seen.mean_batch == pytest.approx((60 + 20) / (10 + 10))
+    silent = window_of({"c": mute}, 10, 10)
+    assert silent is not None
+    assert silent.mean_batch is None
+
+
+def test_the_look_between_rounds_sees_the_queue_and_arrivals_that_a_window_sees() -> None:
+    pods = {
+        "a": series(scrape(0, 100), scrape(5, 150), scrape(10, 30, 4.0)),
+        "b": series(scrape(0, 0, 2.0), scrape(7, 50, 3.0)),
+        "c": series(scrape(9, 5, 1.0)),
+    }
+    seen, now = window_of(pods, 10, 6), now_of(pods, 10, 6)
+    assert seen is not None
+    assert now is not None
+    assert (now.arrivals_per_s, now.queue, now.oldest_s) == (seen.arrivals_per_s, seen.queue, seen.oldest_s)
+    assert now_of({"c": pods["c"]}, 10, 6) is None
+    assert now_of({}, 10, 6) is None

@@ -111,3 +111,23 @@ def test_a_run_that_is_stopped_leaves_nothing_running(tmp_path: Path, number: si
     assert processes_about(folder) == []
     if number == signal.SIGINT:
         assert process.returncode == 130
+
+
+def test_what_one_run_remembers_is_where_the_next_begins(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "memory.jsonl"
+    options = ("--duration", "240", "--policy", "sair", "--remember", str(file))
+    first = simulate(folder, *options)
+    assert first.returncode == 0, first.stderr
+    assert "Begins with 0 experiences" in first.stdout
+    lines = len(file.read_text().splitlines())
+    second = simulate(folder, *options, "--seed", "2")
+    assert second.returncode == 0, second.stderr
+    assert f"Begins with {lines - 2} experiences" in second.stdout
+    assert len(file.read_text().splitlines()) > lines
+
+
+def test_several_seeds_give_differences_with_intervals(folder: Path) -> None:
+    ended = simulate(folder, "--duration", "120", "--policy", "sair", "--policy", "threshold", "--seeds", "2")
+    assert ended.returncode == 0, ended.stderr
+    (row,) = [line for line in ended.stdout.splitlines() if line.lstrip("│ ").startswith("threshold")]
+    assert "pt [" in row

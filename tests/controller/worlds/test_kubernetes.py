@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
 from controller.cost import Prices
+from controller.observe.fetching import Fetcher
 from controller.observe.scraper import Scraper
 from controller.state import Allocation, KnobOutcome
 from controller.watching import Watching
 from controller.worlds.kubernetes import KubernetesWorld, WallClock
+from controller.worlds.wishing import write_rates
 from sair.errors import ApiUnavailable, MetricsUnavailable, NotFound
-from sair.kube.client import Api, PatchKind
+from sair.kube.client import Api, PatchKind, Raw
 from sair.kube.patch import merge_patch_annotations
 from sair.kube.resources import DEPLOYMENTS, PIPELINES, PODS
 from sair.quantities import GpuRate, Millicores
@@ -64,10 +66,10 @@ class Opened:
 async def opened(cluster: ControlPlane) -> AsyncIterator[Opened]:
     async with (
         await Api.from_environment(cluster.client_kubeconfig(SERVICE_ACCOUNT)) as api,
-        aiohttp.ClientSession() as session,
+        Fetcher() as fetcher,
     ):
         watching, clock, leader = Watching(api), WallClock(), Leader()
-        scraper = Scraper(session, clock.now)
+        scraper = Scraper(fetcher, clock.now)
         world = KubernetesWorld(api, watching, scraper, Prices(), clock=clock, may_act=leader, grant_wait_s=1.0)
         async with task(watching.run()):
 
@@ -96,6 +98,13 @@ async def ready(opened: Opened, key: str, replicas: int) -> dict[str, Allocation
 
 async def apply(opened: Opened, key: str, stage: str, wanted: Allocation) -> dict[str, KnobOutcome]:
     return {each.knob: each for each in await opened.world.apply(key, {stage: wanted}, reason="a test")}
+
+
+async def changes(api: Api, path: str, after: str) -> AsyncIterator[Raw]:
+    """What happened to a collection since a version; ends when nothing more does."""
+    async with contextlib.aclosing(api.watch(path, {"resourceVersion": after, "timeoutSeconds": "1"})) as events:
+        async for event in events:
+            yield event
 
 
 async def test_a_window_adds_up_what_all_pods_of_a_stage_export(stages: Stages, opened: Opened) -> None:
@@ -128,26 +137,102 @@ async def test_a_scale_subresource_takes_replicas_and_nothing_else_of_the_deploy
     assert after["spec"] == {**before["spec"], "replicas": 3}
 
 
-async def test_a_share_nobody_grants_is_wished_for_on_live_pods_and_recorded_as_not_granted(
+async def test_a_share_nobody_grants_is_wished_for_in_the_pipelines_status_and_recorded_as_not_granted(
     stages: Stages, opened: Opened
 ) -> None:
+    await stages.object()
     await stages.stage("detect", GPU, node=await stages.node(), replicas=2)
     allocation = (await ready(opened, stages.key(), 2))["detect"]
     outcome = (await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(500))))["gpu_rate"]
     assert (outcome.wished, outcome.granted) == (500, 0)
     assert "2 of 2 replicas" in outcome.reason
-    assert [await stages.rate(f"detect-{number}") for number in range(2)] == ["0.5", "0.5"]
+    assert await stages.wish("detect") == "0.5"
+    # The pods are the extender's to change.
+    assert [await stages.rate(f"detect-{number}") for number in range(2)] == ["0.3", "0.3"]
     seen = (await opened.world.observe(stages.key(), 2.0)).stages[0]
     assert seen.allocation.gpu_rate == GpuRate(500)
     assert seen.granted == GpuRate(50), "the hook holds a pod without a grant to the lowest rate"
     # A wish that was not granted does not stand in the way of the next one.
     outcome = (await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(200))))["gpu_rate"]
-    assert await stages.rate("detect-0") == "0.2"
+    assert await stages.wish("detect") == "0.2"
+
+
+async def test_shares_of_several_stages_are_one_change_that_leaves_the_rest_of_the_status_alone(
+    stages: Stages, opened: Opened
+) -> None:
+    await stages.object()
+    node = await stages.node()
+    for name in ("detect", "rank"):
+        await stages.stage(name, GPU, node=node)
+    path = PIPELINES.path(stages.namespace, "shop", "status")
+    status = {"bottleneck": "rank", "stages": [{"name": "rank", "queueDepth": 4, "cpu": "2", "gpuRate": "0.3"}]}
+    await stages.api.patch(path, {"status": status}, PatchKind.MERGE)
+    allocations = await ready(opened, stages.key(), 2)
+    before = (await stages.pipeline())["metadata"]["resourceVersion"]
+    wanted = {name: replace(each, gpu_rate=GpuRate(450)) for name, each in allocations.items()}
+    await opened.world.apply(stages.key(), wanted, reason="a test")
+    after = await stages.pipeline()
+    assert {one["name"]: one.get("gpuRate") for one in after["status"]["stages"]} == {"detect": "0.45", "rank": "0.45"}
+    rank = next(one for one in after["status"]["stages"] if one["name"] == "rank")
+    assert (rank["queueDepth"], rank["cpu"], after["status"]["bottleneck"]) == (4, "2", "rank")
+    assert after["status"]["mode"] == "auto"
+    versions = [
+        event["object"]["metadata"]["resourceVersion"]
+        async for event in changes(stages.api, PIPELINES.path(stages.namespace), before)
+    ]
+    assert versions == [after["metadata"]["resourceVersion"]]
+
+
+async def test_a_share_for_a_pipeline_without_an_object_is_an_outcome_and_wished_for_once_there_is_one(
+    stages: Stages, opened: Opened
+) -> None:
+    await stages.stage("detect", GPU, node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["detect"]
+    outcome = (await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(500))))["gpu_rate"]
+    assert "404" in outcome.reason or "not found" in outcome.reason
+    assert opened.world.wished_rate(stages.key(), "detect") is None
+    await stages.object()
+    await opened.world.gauges(stages.key())
+    await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(500)))
+    assert await stages.wish("detect") == "0.5"
+
+
+async def test_writers_of_one_status_undo_nothing_of_each_other(stages: Stages, opened: Opened) -> None:
+    await stages.object()
+    names = ("detect", "rank", "store")
+    for name in names:
+        await stages.deployment(name, GPU)
+
+    async def found() -> bool:
+        return stages.key() in opened.world.found() and len(opened.world.found()[stages.key()].workloads) == 3
+
+    await eventually(found)
+    for rate in (400, 500, 600):
+        here = opened.world.found()[stages.key()]
+        writes = [write_rates(opened.api, here, {name: GpuRate(rate)}, component="controller") for name in names]
+        await asyncio.gather(*writes)
+        assert {await stages.wish(name) for name in names} == {f"0.{rate // 100}"}
+
+
+async def test_a_wish_that_somebody_took_out_of_the_status_is_put_back(stages: Stages, opened: Opened) -> None:
+    await stages.object()
+    await stages.stage("detect", GPU, node=await stages.node())
+    allocation = (await ready(opened, stages.key(), 1))["detect"]
+    await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(500)))
+    path = PIPELINES.path(stages.namespace, "shop", "status")
+    await stages.api.patch(path, {"status": {"stages": [{"name": "detect", "gpuRate": "0.1"}]}}, PatchKind.MERGE)
+
+    async def put_back() -> bool:
+        await opened.world.settle(stages.key())
+        return await stages.wish("detect") == "0.5"
+
+    await eventually(put_back)
 
 
 async def test_a_grant_that_comes_while_it_is_waited_for_counts(
     stages: Stages, opened: Opened, cluster: ControlPlane
 ) -> None:
+    await stages.object()
     await stages.stage("detect", GPU, node=await stages.node())
     allocation = (await ready(opened, stages.key(), 1))["detect"]
 
@@ -161,10 +246,11 @@ async def test_a_grant_that_comes_while_it_is_waited_for_counts(
         async with await Api.from_environment(cluster.client_kubeconfig(EXTENDER)) as granting:
 
             async def wished() -> bool:
-                return await stages.rate("detect-0") == "0.6"
+                return await stages.wish("detect") == "0.6"
 
             await eventually(wished)
-            grant: dict[str, str | None] = {"sair.dev/gpu-granted": "0.6", "sair.dev/gpu-index": "1"}
+            grant: dict[str, str | None] = {f"sair.dev/gpu-{key}": "0.6" for key in ("rate", "granted")}
+            grant["sair.dev/gpu-index"] = "1"
             await merge_patch_annotations(granting, PODS, stages.namespace, "detect-0", grant, component="extender")
 
     granter = asyncio.create_task(extender())
@@ -249,17 +335,16 @@ async def test_a_resize_that_the_api_server_refuses_is_an_outcome_with_its_words
     assert outcomes == {"replicas": KnobOutcome("resize", "replicas", 2, 2)}
 
 
-async def test_pods_that_come_after_a_wish_get_it_too(stages: Stages, opened: Opened) -> None:
+async def test_pods_that_come_after_a_resize_get_it_too(stages: Stages, opened: Opened) -> None:
     node = await stages.node()
     await stages.stage("detect", GPU, node=node)
     allocation = (await ready(opened, stages.key(), 1))["detect"]
-    wanted = replace(allocation, gpu_rate=GpuRate(400), cpu=Millicores(1500))
-    await apply(opened, stages.key(), "detect", wanted)
+    await apply(opened, stages.key(), "detect", replace(allocation, cpu=Millicores(1500)))
     await stages.replica("detect", GPU, node=node, number=1)
 
     async def settled() -> bool:
         await opened.world.settle(stages.key())
-        return await stages.rate("detect-1") == "0.4" and await stages.cpu("detect-1") == {"requests": "1500m"}
+        return await stages.cpu("detect-1") == {"requests": "1500m"}
 
     await eventually(settled)
 
@@ -268,16 +353,16 @@ async def test_another_leader_knows_the_wishes_from_the_pipelines_status(stages:
     node = await stages.node()
     await stages.stage("detect", GPU | {"gpu-rate-max": "0.6"}, node=node)
     path = PIPELINES.path(stages.namespace, "shop")
-    body = {"apiVersion": "sair.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "shop"}, "spec": {}}
-    await stages.api.create(PIPELINES.path(stages.namespace), body)
+    await stages.object()
     status = {"status": {"stages": [{"name": "detect", "gpuRate": "0.9", "cpu": "2"}]}}
     await stages.api.patch(f"{path}/status", status, PatchKind.MERGE)
 
     async def settled() -> bool:
         if stages.key() in opened.world.found():
             await opened.world.settle(stages.key())
-        return await stages.rate("detect-0") == "0.6" and await stages.cpu("detect-0") == {"requests": "2"}
+        return await stages.wish("detect") == "0.6" and await stages.cpu("detect-0") == {"requests": "2"}
 
+    # Within the bounds as they are by now.
     await eventually(settled)
     assert opened.world.wished_rate(stages.key(), "detect") == GpuRate(600)
     # Where nobody but the user sets rates, nothing is wished.
@@ -290,13 +375,14 @@ async def test_another_leader_knows_the_wishes_from_the_pipelines_status(stages:
 
 
 async def test_who_no_longer_leads_changes_nothing(stages: Stages, opened: Opened) -> None:
+    await stages.object()
     await stages.stage("detect", GPU, node=await stages.node())
     allocation = (await ready(opened, stages.key(), 1))["detect"]
     opened.leader.leads = False
     wanted = replace(allocation, gpu_rate=GpuRate(400), cpu=Millicores(1500), replicas=2)
     with pytest.raises(ApiUnavailable, match="another controller leads"):
         await apply(opened, stages.key(), "detect", wanted)
-    assert (await stages.rate("detect-0"), await stages.replicas("detect")) == ("0.3", 1)
+    assert (await stages.wish("detect"), await stages.replicas("detect")) == (None, 1)
     assert await stages.cpu("detect-0") == {"requests": "1"}
     assert opened.world.wished_rate(stages.key(), "detect") is None
 
@@ -304,13 +390,7 @@ async def test_who_no_longer_leads_changes_nothing(stages: Stages, opened: Opene
 async def test_a_pipeline_that_somebody_switched_off_meanwhile_is_left_alone(stages: Stages, opened: Opened) -> None:
     await stages.stage("detect", GPU, node=await stages.node())
     allocation = (await ready(opened, stages.key(), 1))["detect"]
-    body = {
-        "apiVersion": "sair.dev/v1alpha1",
-        "kind": "Pipeline",
-        "metadata": {"name": "shop"},
-        "spec": {"mode": "off"},
-    }
-    await stages.api.create(PIPELINES.path(stages.namespace), body)
+    await stages.object(mode="off")
 
     async def seen() -> bool:
         return opened.world.found()[stages.key()].view.mode == "off"
@@ -319,7 +399,7 @@ async def test_a_pipeline_that_somebody_switched_off_meanwhile_is_left_alone(sta
     outcomes = await apply(opened, stages.key(), "detect", replace(allocation, replicas=3, gpu_rate=GpuRate(500)))
     assert outcomes["replicas"] == KnobOutcome("detect", "replicas", 3, 1, "mode is off by now")
     assert outcomes["gpu_rate"].granted == 300
-    assert (await stages.rate("detect-0"), await stages.replicas("detect")) == ("0.3", 1)
+    assert (await stages.wish("detect"), await stages.replicas("detect")) == (None, 1)
 
 
 async def test_a_change_by_somebody_else_meanwhile_is_not_undone(stages: Stages, opened: Opened) -> None:

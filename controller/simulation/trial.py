@@ -1,0 +1,124 @@
+"""A trial: the decision core against a plant, round for round as the controller's loop runs it, but without clock, Redis and journal.
+
+For experiments that need thousands of rounds. What it decides is exactly what ``session.run_sair`` decides on the same seed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from controller import round as rounds
+from controller.decision import Decision, Situation
+from controller.knowledge import Knowledge, begin
+from controller.model import ServiceCurve
+from controller.simulation.baselines.runner import drain
+from controller.simulation.engine import Requests
+from controller.simulation.pipelines import PipelineSetup
+from controller.simulation.plant import Plant
+from controller.simulation.recording import Recorder, Recording
+from controller.simulation.statistics import RunSummary, summarise
+from controller.simulation.workloads import RateSeries, draw_arrivals
+from controller.state import HOLD, Observation, project_all
+from controller.tuning import Tuning
+
+__all__ = ["Trial", "run_trial"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A finished run, drained, with what was learned in it."""
+
+    plant: Plant
+    knowledge: Knowledge
+    recording: Recording
+    duration_s: float
+    seed: int
+    name: str
+
+    def summary(self, since_s: float = 0.0, until_s: float | None = None) -> RunSummary:
+        """Over the requests that arrived in a stretch, and what that stretch cost."""
+        end = self.duration_s if until_s is None else until_s
+        return summarise(self.plant, self.name, self.seed, since_s=since_s, until_s=end)
+
+
+OnRound = Callable[[Plant, Observation, Decision], None]
+
+
+def run_trial(
+    setup: PipelineSetup,
+    series: RateSeries,
+    seed: int,
+    *,
+    tuning: Tuning | None = None,
+    knowledge: Knowledge | None = None,
+    priors: Mapping[str, ServiceCurve] | None = None,
+    requests: Requests | None = None,
+    name: str = "SAIR (built-in policy)",
+    on_round: OnRound | None = None,
+) -> Trial:
+    """Run the built-in policy over a whole workload.
+
+    Args:
+        setup: The pipeline; its initial allocation is where the run begins.
+        series: Its arrival rate.
+        seed: Of arrivals, demands, cold starts and probes.
+        tuning: The decision core's parameters; the pipeline's prices are put in.
+        knowledge: What an earlier run learned, its times before 0 (``knowledge.moved_by``); its memory is added to.
+        priors: A belief about the stages' service times to begin with, where there is no knowledge.
+        requests: Drawn before for the same stages, arrivals and seed.
+        name: Of the row in a table.
+        on_round: Called with the plant, what the round saw and what it decided, before that is applied.
+    """
+    tuning = replace(tuning or Tuning(), prices=setup.prices)
+    plant = Plant(setup, draw_arrivals(series, seed), seed, requests=requests)
+    recorder = Recorder(plant)
+    view = plant.view
+    learned = knowledge or begin(view, priors)
+    rng = np.random.default_rng([seed, zlib.crc32(view.key.encode())])
+    queued: dict[str, float] = {}
+    before, next_round = 0.0, tuning.interval_s
+    while plant.now < series.duration_s:
+        to = min(next_round, plant.now + tuning.reflex_interval_s)
+        recorder.advance(to)
+        if to < next_round:
+            gauges = plant.gauges()
+            action = rounds.react(learned.learned, view, gauges, plant.room(), tuning, queued)
+            queued = {gauge.name: gauge.queue_depth for gauge in gauges}
+            if action:
+                wanted = project_all({gauge.name: gauge.allocation for gauge in gauges}, action)
+                plant.apply({delta.stage: wanted[delta.stage] for delta in action.deltas})
+                learned = rounds.reflexed(learned, action, plant.now, tuning)
+            continue
+        if plant.now >= series.duration_s:
+            break
+        learned = _round(plant, learned, min(before, plant.now - tuning.window_s), tuning, rng, on_round)
+        before, next_round = plant.now, next_round + tuning.interval_s
+    drain(plant)
+    return Trial(plant, learned, recorder.finish(series.duration_s), series.duration_s, seed, name)
+
+
+def _round(
+    plant: Plant,
+    knowledge: Knowledge,
+    peak_since_s: float,
+    tuning: Tuning,
+    rng: np.random.Generator,
+    on_round: OnRound | None,
+) -> Knowledge:
+    view = plant.view
+    observation = plant.observe(tuning.window_s, max(0.0, peak_since_s))
+    knowledge, _ = rounds.take_in(knowledge, view, observation, tuning)
+    situation = Situation(view, observation, plant.room(), plant.now)
+    menu = rounds.candidates(knowledge, situation, tuning)
+    proposal = rounds.choose(knowledge, menu, tuning, rng)
+    decision = rounds.admit(knowledge, menu, proposal, tuning)
+    if on_round is not None:
+        on_round(plant, observation, decision)
+    outcomes = []
+    if decision.action != HOLD:
+        outcomes = plant.apply({delta.stage: decision.after[delta.stage] for delta in decision.action.deltas})
+    return rounds.applied(knowledge, situation, decision, outcomes, tuning)

@@ -1,0 +1,104 @@
+"""What each kind of round says about its Pipeline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from controller.decision import Decision, Verdict
+from controller.journal import RoundReport
+from controller.judging import DRIFT, drift, limits, metrics
+from controller.knowledge import Learned
+from controller.planning import Plan
+from controller.state import HOLD, KnobOutcome
+from controller.tuning import Tuning
+from tests.controller.situations import allocations, chain, observation
+from tests.controller.test_menu import menu
+
+
+def report(**fields: Any) -> RoundReport:
+    """A calm round."""
+    made = RoundReport(chain(), 3, 300.0, observation=observation(), tuning=Tuning())
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_fresh_metrics_are_available() -> None:
+    assert metrics(report())[:2] == (True, "Scraped")
+
+
+def test_metrics_that_cannot_be_had_are_not_and_a_cluster_that_is_away_says_nothing_about_them() -> None:
+    gone = report(observation=None, problem="held: stage infer: fewer than two scrapes", missing="metrics")
+    assert metrics(gone) == (False, "ScrapeFailed", gone.problem)
+    away = report(observation=None, problem="held: the API server does not answer", missing="cluster")
+    assert metrics(away)[:2] == (None, "ClusterUnavailable")
+
+
+def test_stale_metrics_are_not_available_and_incomplete_ones_say_what_is_missing() -> None:
+    assert metrics(report(observation=observation(age_s=45.0))) == (
+        False,
+        "Stale",
+        "metrics are 45 s old: nothing goes down",
+    )
+    without = observation(stages={"infer": {"service_s": None}})
+    assert metrics(report(observation=without)) == (
+        True,
+        "Incomplete",
+        "no service time of infer: nothing goes down",
+    )
+
+
+def test_a_wish_that_was_not_granted_limits_scaling() -> None:
+    assert limits(report())[0] is False
+    outcome = KnobOutcome("infer", "gpu_rate", 700, 600, "the card is full")
+    assert limits(report(outcomes=[outcome])) == (True, "NotGranted", "infer gpu_rate: the card is full")
+    waiting = observation(stages={"infer": {"granted": allocations(gpu_milli=400)["infer"].gpu_rate}})
+    assert limits(report(observation=waiting)).message == "infer: 0.4 of 0.5 granted"
+
+
+@pytest.mark.parametrize(("rule", "reason"), [("cost cap", "Budget"), ("capacity", "NoRoom"), ("bounds", "Bounds")])
+def test_what_a_guardrail_took_of_a_wish_limits_it_with_the_rules_name(rule: str, reason: str) -> None:
+    decision = Decision("test/chain", 3, 300.0, "llm", HOLD, HOLD, {}, {}, (Verdict(rule, "changed", "too much"),))
+    assert limits(report(decision=decision)) == (True, reason, f"{rule}: too much")
+
+
+def test_a_rule_that_guards_a_descent_is_no_limit() -> None:
+    decision = Decision(
+        "test/chain", 3, 300.0, "llm", HOLD, HOLD, {}, {}, (Verdict("safe descent", "rejected", "busy"),)
+    )
+    assert limits(report(decision=decision))[0] is False
+
+
+def test_that_nothing_within_the_bounds_suffices_is_said() -> None:
+    offered = menu(observation())
+    assert offered.plan is not None
+    enough = replace(offered, plan=replace(offered.plan, feasible=True))
+    assert limits(report(menu=enough))[0] is False
+    never = replace(offered, plan=Plan(offered.plan.targets, 0.9, 19.0, feasible=False))
+    assert limits(report(menu=never))[1] == "NothingSuffices"
+    assert "900 ms at $19.00/h" in limits(report(menu=never)).message
+
+
+@pytest.mark.parametrize(
+    ("residual", "status", "reason"),
+    [
+        (0.0, False, "ModelHolds"),
+        (0.99 * DRIFT, False, "ModelHolds"),
+        (1.01 * DRIFT, True, "SlowerThanModel"),
+        (-1.01 * DRIFT, True, "FasterThanModel"),
+        (1e300, True, "SlowerThanModel"),
+        (math.nan, None, "Unknown"),
+    ],
+)
+def test_a_p99_that_stays_off_the_models_is_a_drift(residual: float, status: bool | None, reason: str) -> None:
+    found = drift(report(learned=Learned("test/chain", residual=residual)))
+    assert found is not None
+    assert found[:2] == (status, reason)
+
+
+def test_a_round_that_was_not_decided_says_nothing_about_drift() -> None:
+    assert drift(report()) is None
