@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from extender.card import Card, CardView, NodeCards
-from extender.entries import Assumption, Granting, NodeSeen, NodesListed, PodSeen, PodsListed
+from extender.entries import Assumption, Granting, NodeSeen, NodesListed, PodSeen, PodsListed, WishesListed
 from extender.filtering import filter_nodes
 from extender.ledger import Ledger
 from extender.packing import Need, fits
@@ -211,7 +211,7 @@ def _population(names: Iterable[str], rng: random.Random) -> Iterable[Replica]:
 
 def _replica(uid: str, milli: int, version: int) -> Replica:
     stage = f"stage-{version % 50}"
-    return Replica(uid, "default", uid, version, "vision", stage, GpuRate(milli), Mebibytes(4096))
+    return Replica(uid, "default", uid, version, "vision", stage, GpuRate(milli), memory=Mebibytes(4096))
 
 
 def _view(index: int, free_milli: int, stages: dict[str, int]) -> CardView:
@@ -226,6 +226,7 @@ def _ledger(names: Sequence[str], pods: Sequence[Replica]) -> Ledger:
         ledger.fold(PodSeen(pod), 0.0)
     ledger.fold(PodsListed(frozenset(pod.uid for pod in pods), len(pods)), 0.0)
     ledger.fold(NodesListed(), 0.0)
+    ledger.fold(WishesListed(), 0.0)
     ledger.fold(Granting(True), 0.0)
     return ledger
 

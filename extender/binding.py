@@ -9,7 +9,7 @@ from extender.granting import Granter
 from extender.ledger import Ledger
 from extender.replica import Replica, parse_replica
 from extender.wire import BindingArgs
-from sair.annotations import GPU_GRANTED, GPU_INDEX
+from sair.annotations import GPU_GRANTED, GPU_INDEX, GPU_RATE
 from sair.errors import Conflict, NotFound, PermanentError, SairError, TemporaryError
 from sair.kube import binding
 from sair.kube.client import Api
@@ -89,7 +89,9 @@ class Binder:
         decision = self._ledger.assume(replica.uid, node, self._monotonic())
         if isinstance(decision, Refusal):
             return decision.reason
-        annotations = {GPU_INDEX: str(decision.index), GPU_GRANTED: str(decision.rate)}
+        # The wish may be newer than the pod's own.
+        share = str(decision.rate)
+        annotations = {GPU_INDEX: str(decision.index), GPU_RATE: share, GPU_GRANTED: share}
         version = str(decision.replica.version)
         try:
             await binding.bind(

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from extender.card import NodeCards
 from extender.replica import Replica
+from extender.wishes import PipelineWishes
 from sair.quantities import GpuRate
 
 __all__ = [
@@ -31,7 +32,10 @@ __all__ = [
     "Refusal",
     "Report",
     "Tick",
+    "WishesListed",
+    "WishesSeen",
     "WriteGrant",
+    "WriteWish",
 ]
 
 
@@ -77,6 +81,18 @@ class NodesListed:
 
 
 @dataclass(frozen=True, slots=True)
+class WishesSeen:
+    """What a pipeline's stages are wished to have, as it is now; no stages if it does not exist any more."""
+
+    wishes: PipelineWishes
+
+
+@dataclass(frozen=True, slots=True)
+class WishesListed:
+    """All Pipelines have been told."""
+
+
+@dataclass(frozen=True, slots=True)
 class Granting:
     """Whether this extender is the one that grants."""
 
@@ -99,7 +115,8 @@ class BindUnsure:
 
 @dataclass(frozen=True, slots=True)
 class GrantFailed:
-    """A grant was not written, or nobody knows whether it was; what the pod is like now has been told, as far as it could be read."""
+    """A grant or a wish was not written, or nobody knows whether it was; what the pod is like now has been told, as far as it could
+    be read."""
 
     uid: str
 
@@ -124,6 +141,8 @@ Entry: TypeAlias = (
     | NodeSeen
     | NodeGone
     | NodesListed
+    | WishesSeen
+    | WishesListed
     | Granting
     | BindFailed
     | BindUnsure
@@ -135,7 +154,15 @@ Entry: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class WriteGrant:
-    """Write a pod's granted share, provided it is still at this version."""
+    """Write a pod's granted share, and with it the wish that it grants, provided the pod is still at this version."""
+
+    replica: Replica
+    rate: GpuRate
+
+
+@dataclass(frozen=True, slots=True)
+class WriteWish:
+    """Write what a pod is to have and cannot be granted now, provided it is still at this version."""
 
     replica: Replica
     rate: GpuRate
@@ -174,7 +201,7 @@ class LookUp:
     replica: Replica
 
 
-Order: TypeAlias = WriteGrant | Report | CardProblem | LookUp
+Order: TypeAlias = WriteGrant | WriteWish | Report | CardProblem | LookUp
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Carrying out what the ledger orders: grants are written onto pods, wishes' outcomes are reported, lost answers are looked up."""
+"""Carrying out what the ledger orders: shares are written onto pods, wishes' outcomes are reported, lost answers are looked up."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from extender.entries import (
     PodSeen,
     Report,
     WriteGrant,
+    WriteWish,
 )
 from extender.ledger import Ledger
 from extender.metrics import Metrics
 from extender.replica import Replica, parse_replica
-from sair.annotations import GPU_GRANTED
+from sair.annotations import GPU_GRANTED, GPU_RATE
 from sair.errors import Conflict, NotFound, SairError
 from sair.kube.backoff import Backoff
 from sair.kube.client import Api
@@ -100,7 +101,7 @@ class Granter:
 
     def _begin(self, order: Order) -> None:
         match order:
-            case WriteGrant():
+            case WriteGrant() | WriteWish():
                 self._spawn(self._write(order))
             case LookUp(replica):
                 self._spawn(self._look_up(replica))
@@ -114,15 +115,18 @@ class Granter:
                         Reference(NODES, node), "GpuOvercommitted", note, action="Accounting", severity="Warning"
                     )
 
-    async def _write(self, order: WriteGrant) -> None:
+    async def _write(self, order: WriteGrant | WriteWish) -> None:
         replica, began_s = order.replica, self._monotonic()
+        annotations = {GPU_RATE: str(order.rate)}
+        if isinstance(order, WriteGrant):
+            annotations[GPU_GRANTED] = str(order.rate)
         try:
             raw = await merge_patch_annotations(
                 self._api,
                 PODS,
                 replica.namespace,
                 replica.name,
-                {GPU_GRANTED: str(order.rate)},
+                annotations,
                 component=COMPONENT,
                 uid=replica.uid,
                 resource_version=str(replica.version),
@@ -135,9 +139,10 @@ class Granter:
             await self._recover(replica, error)
             return
         self._failures.pop(replica.uid, None)
-        raised = replica.granted is not None and order.rate > replica.granted
-        self._metrics.grants_s.labels("raise" if raised else "lowering").observe(self._monotonic() - began_s)
-        self._report(replica, Outcome.GRANTED, f"{replica.granted} → {order.rate} of gpu {replica.index}")
+        if isinstance(order, WriteGrant):
+            raised = replica.granted is not None and order.rate > replica.granted
+            self._metrics.grants_s.labels("raise" if raised else "lowering").observe(self._monotonic() - began_s)
+            self._report(replica, Outcome.GRANTED, f"{replica.granted} → {order.rate} of gpu {replica.index}")
         self.tell(PodSeen(written))
 
     async def _recover(self, replica: Replica, error: SairError) -> None:
@@ -145,7 +150,9 @@ class Granter:
         self._failures[replica.uid] += 1
         self._metrics.grant_failures.labels(type(error).__name__).inc()
         if not isinstance(error, Conflict) or self._failures[replica.uid] > 1:
-            _LOG.warning("grant not written", pod=replica.key, error=str(error), failures=self._failures[replica.uid])
+            _LOG.warning(
+                "a pod's share not written", pod=replica.key, error=str(error), failures=self._failures[replica.uid]
+            )
         while True:
             failures = self._failures[replica.uid] - isinstance(error, Conflict)
             await asyncio.sleep(self._backoff.delay_s(failures, random.random()))

@@ -8,15 +8,18 @@ a card shrinks), at every moment and in whatever order things become known:
   version or can never happen.
 * A lowering is ordered at once; the share it frees counts as free when it is written.
 * A raise is ordered if it fits. If not it waits, first come first served per card, and what it lacks is kept from new replicas.
-* A wish is nothing but a desired share that differs from the granted one, so no failure can lose it.
+* What a replica is to have is what its Pipeline says for its stage, or its own annotation where that says nothing. A wish is nothing
+  but a difference between this and what is granted, so no failure can lose it.
+* A grant is written together with the wish it grants, in one change of the pod: kubelet is slow to show a second one soon after the
+  first. A wish is written alone only where it must wait, for everybody to see; not while a neighbour is just giving its share up.
 
 One module, though it is a little long: every rule above holds because all of them change one state in one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from extender.account import Account, Claim
 from extender.card import Card, CardView, NodeCards, Seat
@@ -41,41 +44,23 @@ from extender.entries import (
     Refusal,
     Report,
     Tick,
+    WishesListed,
+    WishesSeen,
     WriteGrant,
+    WriteWish,
 )
 from extender.filtering import describe
 from extender.packing import Need, choose
-from extender.reasons import why_never, why_not_bind, why_unseated, why_waiting
+from extender.pod import Flight, Pod
+from extender.reasons import why_never, why_not_bind, why_queued, why_unseated, why_waiting
 from extender.replica import Replica
+from extender.wishes import Wishes
 from sair.quantities import GpuRate
 
 __all__ = ["Ledger"]
 
 _REMEMBER_GONE_S = 600.0
 """How long a deleted pod's late answers are recognised as such; requests live for 60 s."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A grant that was ordered and has not been seen on the pod."""
-
-    target: GpuRate
-    """The same for all its attempts: another wish would be another version of the pod, which ends the flight."""
-    since_s: float
-    repeat: bool = False
-    """The last attempt failed."""
-
-
-@dataclass(slots=True)
-class _Pod:
-    """A pod as last seen, and what is going on with it."""
-
-    replica: Replica
-    flight: _Flight | None = None
-    turn: int | None = None
-    """Version at which its raise was first wished for; its place in the queue."""
-    told: str = ""
-    """What was last reported, so that nothing is reported twice."""
 
 
 class Ledger:
@@ -89,7 +74,7 @@ class Ledger:
     def __init__(self, *, headroom_milli: int = 100, unresolved_s: float = 120.0) -> None:
         self._headroom_milli = headroom_milli
         self._unresolved_s = unresolved_s
-        self._pods: dict[str, _Pod] = {}
+        self._pods: dict[str, Pod] = {}
         self._assumed: dict[str, Assumption] = {}
         self._looked_up_s: dict[str, float] = {}
         self._gone_s: dict[str, float] = {}
@@ -98,7 +83,9 @@ class Ledger:
         self._views: dict[str, tuple[CardView, ...]] = {}
         self._dirty: set[Seat] = set()
         self._unseated: set[str] = set()
-        self._active = self._pods_listed = self._nodes_listed = False
+        self._wishes = Wishes()
+        self._newest = 0
+        self._active = self._pods_listed = self._nodes_listed = self._wishes_listed = False
 
     def fold(self, entry: Entry, now: float) -> list[Order]:
         """Take one entry in.
@@ -122,8 +109,11 @@ class Ledger:
                 self._take_stock(node)
             case NodeGone(name):
                 self._take_stock(NodeCards(name))
-            case NodesListed():
-                self._nodes_listed = True
+            case WishesSeen(wishes):
+                self._wish(self._wishes.take(wishes))
+            case NodesListed() | WishesListed():
+                self._nodes_listed |= isinstance(entry, NodesListed)
+                self._wishes_listed |= isinstance(entry, WishesListed)
                 self._touch_all()
             case Granting(active):
                 self._active = active
@@ -152,7 +142,7 @@ class Ledger:
         """
         pod = self._pods.get(uid)
         refusal = self.why_not_granting() or why_not_bind(pod.replica if pod else None)
-        if refusal is not None or pod is None or (rate := pod.replica.desired) is None:
+        if refusal is not None or pod is None or (rate := pod.desired) is None:
             return Refusal(refusal or "the pod wants no GPU")
         replica, need = pod.replica, Need(rate.milli, pod.replica.memory, pod.replica.stage_key)
         earlier = self._assumed.get(uid)
@@ -180,7 +170,7 @@ class Ledger:
 
     def why_not_granting(self) -> str | None:
         """Say why nothing can be granted or bound now; None if it can."""
-        if not self._pods_listed or not self._nodes_listed:
+        if not (self._pods_listed and self._nodes_listed and self._wishes_listed):
             return "the GPU ledger is still being rebuilt from the cluster's annotations"
         return None if self._active else "this extender's scheduler does not hold the Lease"
 
@@ -191,13 +181,21 @@ class Ledger:
 
     def waiting(self) -> list[Replica]:
         """Replicas whose raise has not been ordered yet, the longest-waiting first."""
-        waiting = [pod for pod in self._pods.values() if pod.turn is not None and pod.flight is None]
-        return [pod.replica for pod in sorted(waiting, key=_turn)]
+        waiting = [
+            pod
+            for pod in self._pods.values()
+            if pod.turn is not None and (pod.flight is None or pod.flight.grant is None)
+        ]
+        return [pod.replica for pod in sorted(waiting, key=lambda pod: pod.place)]
 
     def replica(self, uid: str) -> Replica | None:
         """A pod as the ledger last saw it."""
         pod = self._pods.get(uid)
         return pod.replica if pod else None
+
+    def wished(self, replica: Replica) -> Replica:
+        """The replica with what it is to have as its desired share: its stage's wish goes before its annotation."""
+        return replace(replica, desired=self._wishes.desired(replica))
 
     # What is told.
 
@@ -209,28 +207,40 @@ class Ledger:
         if pod is None:
             if not replica.wants_gpu and not replica.holds_gpu:
                 return
-            pod = self._pods[uid] = _Pod(replica)
+            pod = self._pods[uid] = Pod(replica)
+            self._wishes.join(replica)
+        elif pod.replica.stage_key != replica.stage_key:
+            self._wishes.leave(pod.replica)
+            self._wishes.join(replica)
         pod.replica = replica
+        self._newest = max(self._newest, replica.version)
         # All writes were conditional on an older version: what of them does not show in this one never happens.
         pod.flight = None
         self._assumed.pop(uid, None)
-        wishes = (
-            replica.desired is not None
-            and replica.granted is not None
-            and replica.desired > replica.granted
-            and not replica.ended
-        )
-        pod.turn = (pod.turn or replica.version) if wishes else None
-        self._place(uid)
+        self._wish((uid,))
+
+    def _wish(self, uids: Iterable[str]) -> None:
+        for uid in uids:
+            pod = self._pods[uid]
+            pod.wish(self._wishes.desired(pod.replica), self._newest)
+            self._place(uid)
 
     def _forget(self, uid: str, now: float) -> None:
         self._gone_s[uid] = now
-        self._pods.pop(uid, None)
+        pod = self._pods.pop(uid, None)
+        if pod is not None:
+            self._wishes.leave(pod.replica)
         self._assumed.pop(uid, None)
         self._looked_up_s.pop(uid, None)
         self._place(uid)
 
     def _keep_only(self, uids: frozenset[str], version: int, now: float) -> None:
+        self._newest = max(self._newest, version)
+        if not self._pods_listed:
+            # Wishes that had not been written onto their pods queue up behind all that had.
+            for pod in self._pods.values():
+                pod.turn = None
+            self._wish(self._pods)
         self._pods_listed = True
         for uid in [uid for uid, pod in self._pods.items() if uid not in uids and pod.replica.version <= version]:
             self._forget(uid, now)
@@ -286,9 +296,8 @@ class Ledger:
     def _place(self, uid: str) -> None:
         claims: dict[Seat, Claim] = {}
         pod = self._pods.get(uid)
-        if pod is not None and pod.replica.seat is not None and pod.replica.granted is not None:
-            milli = max(pod.replica.granted, pod.flight.target if pod.flight else pod.replica.granted).milli
-            claims[pod.replica.seat] = Claim(milli, pod.replica.memory, pod.replica.stage_key)
+        if pod is not None and pod.replica.seat is not None and pod.most is not None:
+            claims[pod.replica.seat] = Claim(pod.most.milli, pod.replica.memory, pod.replica.stage_key)
         assumption = self._assumed.get(uid)
         if assumption is not None:
             seat = (assumption.node, assumption.index)
@@ -339,12 +348,13 @@ class Ledger:
         if granting:
             for pod in pods:
                 self._lower_or_repeat(pod, now, orders)
-            self._raise_in_turn(sorted((pod for pod in pods if pod.turn is not None), key=_turn), account, now, orders)
+            waiting = sorted((pod for pod in pods if pod.turn is not None), key=lambda pod: pod.place)
+            self._raise_in_turn(waiting, account, any(pod.is_giving_up for pod in pods), now, orders)
             trouble = account.trouble()
             if trouble != account.problem:
                 account.problem = trouble
                 orders.append(CardProblem(*account.seat, trouble))
-        account.wished_milli = sum(_lacks_milli(pod, account) for pod in pods)
+        account.wished_milli = sum(pod.lacks_milli(account) for pod in pods)
         self._views.pop(account.seat[0], None)
         self._dirty.discard(account.seat)
         if account.card is None and not account.claims:
@@ -353,57 +363,58 @@ class Ledger:
             if not self._accounts[node]:
                 del self._accounts[node]
 
-    def _lower_or_repeat(self, pod: _Pod, now: float, orders: list[Order]) -> None:
+    def _lower_or_repeat(self, pod: Pod, now: float, orders: list[Order]) -> None:
         replica, flight = pod.replica, pod.flight
         if replica.problem is not None:
             self._tell(pod, Outcome.REFUSED, replica.problem, orders)
-        if replica.desired is None or replica.granted is None:
-            return
-        if flight is None and replica.desired < replica.granted:
-            self._order(pod, replica.desired, now, orders)
+        if flight is not None and flight.repeat and flight.grant is not None:
+            self._order(pod, flight.grant, now, orders)
         elif flight is not None and flight.repeat:
-            self._order(pod, flight.target, now, orders)
+            pod.flight = None  # a wish charges nothing: it is decided anew
+        if pod.flight is not None or pod.desired is None or replica.granted is None:
+            return
+        if pod.desired < replica.granted:
+            self._order(pod, pod.desired, now, orders)
+        elif pod.desired == replica.granted:
+            self._show(pod, now, orders)
 
-    def _raise_in_turn(self, pods: list[_Pod], account: Account, now: float, orders: list[Order]) -> None:
-        first: _Pod | None = None
+    def _raise_in_turn(
+        self, pods: list[Pod], account: Account, room_is_coming: bool, now: float, orders: list[Order]
+    ) -> None:
+        first: Pod | None = None
         for pod in pods:
-            replica = pod.replica
-            if replica.desired is None or _lacks_milli(pod, account) == 0:
+            wished, lacks_milli = pod.wished, pod.lacks_milli(account)
+            if pod.desired is None or lacks_milli == 0:
                 continue
-            refusal = why_never(replica, account)
+            refusal = why_never(wished, account)
             if refusal is not None:
                 self._tell(pod, Outcome.REFUSED, refusal, orders)
-            elif first is not None:
-                text = f"{replica.granted} → {replica.desired}: gpu {replica.index} serves the earlier wish of {first.replica.key} first"
-                self._tell(pod, Outcome.WAITING, text, orders)
-            elif pod.flight is None and _lacks_milli(pod, account) <= account.room_milli:
-                self._order(pod, replica.desired, now, orders)
-            else:
-                first = pod
-                if pod.flight is None:
-                    self._tell(pod, Outcome.WAITING, why_waiting(replica, account, _lacks_milli(pod, account)), orders)
+                self._show(pod, now, orders)
+                continue
+            if first is None and pod.flight is None and lacks_milli <= account.room_milli:
+                self._order(pod, pod.desired, now, orders)
+                continue
+            if pod.flight is None and not room_is_coming:
+                why = why_waiting(wished, account, lacks_milli) if first is None else why_queued(wished, first.replica)
+                self._tell(pod, Outcome.WAITING, why, orders)
+                self._show(pod, now, orders)
+            first = first or pod
 
-    def _order(self, pod: _Pod, target: GpuRate, now: float, orders: list[Order]) -> None:
-        pod.flight = _Flight(target, now)
+    def _show(self, pod: Pod, now: float, orders: list[Order]) -> None:
+        """Have a pod's annotation say what it is to have, if it does not."""
+        if pod.flight is None and pod.desired is not None and pod.desired != pod.replica.desired:
+            pod.flight = Flight(None, now)
+            orders.append(WriteWish(pod.replica, pod.desired))
+
+    def _order(self, pod: Pod, grant: GpuRate, now: float, orders: list[Order]) -> None:
+        pod.flight = Flight(grant, now)
         pod.told = ""
         self._place(pod.replica.uid)
-        orders.append(WriteGrant(pod.replica, target))
+        orders.append(WriteGrant(pod.replica, grant))
 
-    def _tell(self, pod: _Pod, outcome: Outcome, text: str, orders: list[Order]) -> None:
+    def _tell(self, pod: Pod, outcome: Outcome, text: str, orders: list[Order]) -> None:
         # What is free changes with every neighbour's move: a wish is reported once per outcome and desired share.
-        what = f"{outcome} {pod.replica.desired}"
+        what = f"{outcome} {pod.desired}"
         if pod.told != what:
             pod.told = what
-            orders.append(Report(pod.replica, outcome, text))
-
-
-def _turn(pod: _Pod) -> tuple[int, str]:
-    return (pod.turn or 0, pod.replica.uid)
-
-
-def _lacks_milli(pod: _Pod, account: Account) -> int:
-    """Thousandths that a live raise needs beyond what the replica is charged for."""
-    replica = pod.replica
-    if pod.turn is None or replica.desired is None or replica.deleting:
-        return 0
-    return max(0, replica.desired.milli - account.claims[replica.uid].milli)
+            orders.append(Report(pod.wished, outcome, text))

@@ -7,7 +7,7 @@ from extender.replica import Replica
 from sair.annotations import GPUS, LOWEST_RATE
 from sair.quantities import MILLI_PER_GPU
 
-__all__ = ["why_never", "why_not_bind", "why_unseated", "why_waiting"]
+__all__ = ["why_never", "why_not_bind", "why_queued", "why_unseated", "why_waiting"]
 
 
 def why_not_bind(replica: Replica | None) -> str | None:
@@ -32,6 +32,11 @@ def why_waiting(replica: Replica, account: Account, lacks_milli: int) -> str:
     """Say what a raise waits for."""
     room, lack = max(0, account.room_milli) / MILLI_PER_GPU, lacks_milli / MILLI_PER_GPU
     return f"{replica.granted} → {replica.desired}: gpu {replica.index} has {room:g} of the {lack:g} more that it takes; kept for it"
+
+
+def why_queued(replica: Replica, first: Replica) -> str:
+    """Say whose raise a raise waits for."""
+    return f"{replica.granted} → {replica.desired}: gpu {replica.index} serves the earlier wish of {first.key} first"
 
 
 def why_unseated(replica: Replica) -> str:

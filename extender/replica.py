@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sair.annotations import GPU_MEMORY, GPU_RATE, PIPELINE, STAGE, parse_grant
+from sair.annotations import GPU_MEMORY, GPU_RATE, PIPELINE, STAGE, Bounds, parse_grant
 from sair.errors import InvalidInput, WireError
 from sair.quantities import GpuRate, Mebibytes, parse_memory
 from sair.wire import field
@@ -14,6 +14,7 @@ from sair.wire import field
 __all__ = ["Replica", "parse_replica"]
 
 _ENDED = ("Succeeded", "Failed")
+_UNBOUNDED = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ class Replica:
     pipeline: str = ""
     stage: str = ""
     desired: GpuRate | None = None
-    """The share wished for; None: no GPU, or a wish that cannot be read (see ``problem``)."""
+    """The share its annotation wishes for; None: no GPU, or a wish that cannot be read (see ``problem``). A wish for its stage goes
+    before it."""
+    bounds: Bounds = _UNBOUNDED
+    """Its own limits of the share; the others are not read."""
     memory: Mebibytes = Mebibytes(0)
     """GPU memory limit; 0 without one."""
     node: str | None = None
@@ -49,6 +53,11 @@ class Replica:
     def key(self) -> str:
         """``namespace/name``, as logs and stores name it."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def pipeline_key(self) -> str:
+        """``namespace/pipeline``, as the Pipeline object is named."""
+        return f"{self.namespace}/{self.pipeline}"
 
     @property
     def stage_key(self) -> str:
@@ -107,6 +116,7 @@ def parse_replica(raw: Mapping[str, Any]) -> Replica:
         pipeline=annotations.get(PIPELINE, ""),
         stage=annotations.get(STAGE, ""),
         desired=desired,
+        bounds=Bounds(_bound(annotations, f"{GPU_RATE}-min"), _bound(annotations, f"{GPU_RATE}-max")),
         memory=memory,
         node=str(bound) if bound else None,
         granted=grant[0] if grant and bound else None,
@@ -115,6 +125,13 @@ def parse_replica(raw: Mapping[str, Any]) -> Replica:
         deleting=field(raw, "metadata", "deletionTimestamp") is not None,
         problem=problem,
     )
+
+
+def _bound(annotations: Mapping[str, str], key: str) -> GpuRate | None:
+    try:
+        return GpuRate.parse(annotations[key], field=key) if key in annotations else None
+    except InvalidInput:
+        return None  # admission lets none through: a limit that cannot be read limits nothing
 
 
 def _text(raw: Mapping[str, Any], name: str) -> str:

@@ -72,9 +72,9 @@ class Answers:
         ]
 
     def _newest(self, asked: Replica) -> Replica:
-        """The pod as the watch knows it, if that is newer than what the scheduler sent: its wish may have changed."""
+        """The pod as the watch knows it, if that is newer than what the scheduler sent, with what its stage is wished to have."""
         known = self._ledger.replica(asked.uid)
-        return known if known is not None and known.version > asked.version else asked
+        return self._ledger.wished(known if known is not None and known.version > asked.version else asked)
 
 
 def extender_application(answers: Answers, binder: Binder, metrics: Metrics) -> web.Application:

@@ -1,4 +1,4 @@
-"""Watching pods, nodes and the schedulers' Lease, and telling the ledger."""
+"""Watching pods, nodes, Pipelines and the schedulers' Lease, and telling the ledger."""
 
 from __future__ import annotations
 
@@ -6,14 +6,27 @@ import asyncio
 from collections.abc import Callable
 
 from extender.card import NodeCards, parse_node
-from extender.entries import Entry, Granting, NodeGone, NodeSeen, NodesListed, PodGone, PodSeen, PodsListed, Tick
+from extender.entries import (
+    Entry,
+    Granting,
+    NodeGone,
+    NodeSeen,
+    NodesListed,
+    PodGone,
+    PodSeen,
+    PodsListed,
+    Tick,
+    WishesListed,
+    WishesSeen,
+)
 from extender.leadership import Leadership, LeaseState, parse_lease
 from extender.replica import Replica, parse_replica
 from extender.settings import Settings
+from extender.wishes import PipelineWishes, parse_wishes
 from sair.kube.changes import Added, Change, Deleted, Malformed, Modified, Synced
 from sair.kube.client import Api
 from sair.kube.reflector import Reflector
-from sair.kube.resources import LEASES, NODES, PODS
+from sair.kube.resources import LEASES, NODES, PIPELINES, PODS
 from sair.logs import get_logger
 
 __all__ = ["Watching"]
@@ -51,6 +64,7 @@ class Watching:
         self._news = asyncio.Event()
         self.pods: Reflector[Replica] = Reflector(api, PODS, parse_replica, self._on_pod)
         self.nodes: Reflector[NodeCards] = Reflector(api, NODES, parse_node, self._on_node)
+        self.pipelines: Reflector[PipelineWishes] = Reflector(api, PIPELINES, parse_wishes, self._on_pipeline)
         self.lease: Reflector[LeaseState] | None = None
         if settings.lease_name:
             selector = f"metadata.name={settings.lease_name}"
@@ -61,14 +75,20 @@ class Watching:
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for reflector in (self.pods, self.nodes, self.lease):
+            for reflector in (self.pods, self.nodes, self.pipelines, self.lease):
                 if reflector is not None:
                     group.create_task(reflector.run())
             group.create_task(self._tick())
 
     def why_not_ready(self) -> str | None:
         """Say what is still missing for good answers; None if nothing is. A standby is ready as well."""
-        for reflector, what in ((self.pods, "pods"), (self.nodes, "nodes"), (self.lease, "the Lease")):
+        reflectors = (
+            (self.pods, "pods"),
+            (self.nodes, "nodes"),
+            (self.pipelines, "Pipelines"),
+            (self.lease, "the Lease"),
+        )
+        for reflector, what in reflectors:
             if reflector is None:
                 continue
             health = reflector.health(self._monotonic())
@@ -127,6 +147,20 @@ class Watching:
                 self._tell(NodeGone(change.object.node))
             case Synced():
                 self._tell(NodesListed())
+            case Malformed():
+                pass
+
+    def _on_pipeline(self, change: Change[PipelineWishes]) -> None:
+        match change:
+            case Added():
+                self._tell(WishesSeen(change.object))
+            case Modified():
+                if change.object != change.old:  # most of a status is not wishes
+                    self._tell(WishesSeen(change.object))
+            case Deleted():
+                self._tell(WishesSeen(PipelineWishes(change.object.pipeline, {})))
+            case Synced():
+                self._tell(WishesListed())
             case Malformed():
                 pass
 

@@ -44,7 +44,9 @@ PLURAL: Final = "pipelines"
 Mode = Literal["off", "recommend", "auto"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 
-ConditionType = Literal["MetricsAvailable", "LLMReady", "FallbackActive", "ScalingLimited", "Paused", "Conflict"]
+ConditionType = Literal[
+    "MetricsAvailable", "LLMReady", "FallbackActive", "ScalingLimited", "Paused", "Conflict", "ModelDrift"
+]
 CONDITION_TYPES: Final[tuple[ConditionType, ...]] = get_args(ConditionType)
 
 

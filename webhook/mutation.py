@@ -27,6 +27,7 @@ from sair.quantities import (
     format_millicores,
     parse_cpu,
 )
+from sair.wishes import stage_wish
 from webhook.injection import (
     CAPABILITIES,
     HOOK_CONTAINER,
@@ -174,25 +175,15 @@ def stamped_rate(spec: StageSpec, pipeline: Pipeline | None) -> tuple[GpuRate, t
     """Choose the desired rate of a new replica, and say what was doubtful about it.
 
     The Pipeline's status knows what the stage's replicas have now; it counts while the pipeline is scaled automatically. In the
-    other modes nobody but the user sets rates, so that the pod template does. The rate stays within the template's own bounds.
+    other modes nobody but the user sets rates, so that the pod template does. The extender reads the same wish for live pods.
     """
     if spec.gpu_rate is None:
         raise InvalidInput("gpu_rate", None, "the rate of a GPU stage")
-    stage = pipeline.status.stage(spec.stage) if pipeline is not None else None
-    if pipeline is None or stage is None or stage.gpu_rate is None:
-        return spec.gpu_rate, ()
-    if (pipeline.spec.mode or pipeline.status.mode or "auto") != "auto":
-        return spec.gpu_rate, ()
     try:
-        rate = GpuRate.parse(stage.gpu_rate, field=f"Pipeline {pipeline.key} status.stages[{stage.name}].gpuRate")
+        wish = stage_wish(pipeline, spec.stage) if pipeline is not None else None
     except InvalidInput as error:
         return spec.gpu_rate, (f"initial rate kept: {error}",)
-    low, high = spec.bounds.gpu_rate_min, spec.bounds.gpu_rate_max
-    if low is not None and rate < low:
-        rate = low
-    if high is not None and rate > high:
-        rate = high
-    return rate, ()
+    return wish.within(spec.bounds) if wish is not None else spec.gpu_rate, ()
 
 
 def stamped_cpu(spec: StageSpec, pipeline: Pipeline | None) -> tuple[Millicores | None, tuple[str, ...]]:

@@ -79,14 +79,21 @@ class Recorder:
         self._log = get_logger("kube").bind(recorder=component)
 
     def record(
-        self, regarding: Reference, reason: str, note: str, *, action: str, severity: Severity = "Normal"
+        self,
+        regarding: Reference,
+        reason: str,
+        note: str,
+        *,
+        action: str,
+        severity: Severity = "Normal",
     ) -> None:
         """Report that something happened; returns at once and raises nothing.
 
         Args:
             regarding: The object it happened to.
             reason: Why, as a CamelCase word, such as ``GpuRateRefused``.
-            note: The sentence for people; cut at 1024 bytes.
+            note: The sentence for people; cut at 1024 bytes. The same again makes a series longer; another one is an Event of its own,
+                as often as the rate allows.
             action: What was done, as a CamelCase word, such as ``Granting``.
             severity: ``Normal`` or ``Warning``.
         """

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sair.errors import NotFound, SairError
+from sair.errors import Conflict, NotFound, SairError
 from sair.kube.client import Api
 from sair.kube.election import (
     ElectionTiming,
@@ -30,7 +30,7 @@ from sair.kube.errors import retry_after_s
 from sair.kube.resources import LEASES
 from sair.logs import get_logger
 
-__all__ = ["ElectionTiming", "Leadership", "lead", "own_identity"]
+__all__ = ["ElectionTiming", "Leadership", "lead", "local_time_s", "own_identity"]
 
 T = TypeVar("T")
 
@@ -112,12 +112,40 @@ class Leadership:
 
     async def __aenter__(self) -> Self:
         await self._campaign()
-        self._renewing = asyncio.create_task(self._keep(), name=f"lease {self._namespace}/{self._name}")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def attempt(self, *, take: bool = True) -> bool:
+        """Look at the Lease once and, if it is to be had, try once to take it: for who holds several, and not always wants one more.
+
+        Call it every ``retry_s`` even while ``take`` is False: only who has watched a Lease for its whole duration knows that its holder
+        is gone.
+
+        Args:
+            take: Whether to take it.
+
+        Returns:
+            Whether the term has begun; end it with ``aclose``.
+
+        Raises:
+            SairError: If the Lease can be neither read nor written.
+        """
+        step = next_step(await self._read(), self.identity, self._timing, self._local(), self._draw())
+        if isinstance(step, Wait) or not take:
+            return False
+        sent_s = self._local()
+        try:
+            await self._write(self.identity)
+        except Conflict:
+            return False  # a lost race
+        return self._begin(sent_s)
+
+    async def aclose(self) -> None:
+        """End the term: nobody here acts as leader from here on, then the Lease is released."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.wait([self._renewing])
@@ -142,10 +170,16 @@ class Leadership:
                 self._log.debug("not elected", error=str(error))
                 await asyncio.sleep(max(self._timing.retry_s * (1 + 0.2 * self._draw()), retry_after_s(error)))
                 continue
-            self._until_s = term_end_s(sent_s, self._timing)
-            if self.is_leader():
-                self._log.info("elected")
+            if self._begin(sent_s):
                 return
+
+    def _begin(self, sent_s: float) -> bool:
+        self._until_s = term_end_s(sent_s, self._timing)
+        if not self.is_leader():
+            return False
+        self._log.info("elected")
+        self._renewing = asyncio.create_task(self._keep(), name=f"lease {self._namespace}/{self._name}")
+        return True
 
     async def _keep(self) -> None:
         try:

@@ -61,7 +61,8 @@ class Reference:
 class Occurrence:
     """Something that happened to an object.
 
-    ``reason`` and ``action`` are CamelCase words for machines (why; what was done), ``note`` is the sentence for people.
+    ``reason`` and ``action`` are CamelCase words for machines (why; what was done), ``note`` is the sentence for people. The server
+    never changes the note of an Event: what is to be read must be an Event of its own.
     """
 
     regarding: Reference
@@ -72,7 +73,7 @@ class Occurrence:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What must be equal for two occurrences to be one series; the note, which may hold figures, is not part of it."""
+        """What the rate of Events is kept by; the note, which may hold figures, is not part of it."""
         about, resource = self.regarding, self.regarding.resource
         return (
             resource.api_version,
@@ -92,10 +93,14 @@ class EventRate:
 
     quiet_s: float = 10.0
     """Least time between two writes of the same series; occurrences in between are counted."""
+    notes: int = 10
+    """Events with another note than before that may follow each other at once, per object and reason."""
+    note_every_s: float = 60.0
+    """How often one more is allowed; what says something new more often joins the newest series, and its own words are lost."""
     series_s: float = 360.0
     """An occurrence later than this after the last begins a new Event; the API server forgets Events after an hour."""
     remembered: int = 2048
-    """Series known at a time; beyond, the one longest without an occurrence is forgotten."""
+    """Series and kinds known at a time; beyond, the one longest without an occurrence is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,21 @@ class _Series:
 
 _RATE = EventRate()
 
+_Key: TypeAlias = tuple[tuple[str, ...], str]
+"""Kind and note of a series."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowance:
+    """How many more Events of a kind may say something new, and the series that said it last."""
+
+    left: float
+    at: dt.datetime
+    newest: _Key
+
 
 class Aggregator:
-    """Folds occurrences into Events: the first of its kind is written at once, the others become a series, at most so often.
+    """Folds occurrences into Events: what says something new is an Event of its own, at most so often; the same again a longer series.
 
     Args:
         rate: How much is written.
@@ -144,7 +161,8 @@ class Aggregator:
 
     def __init__(self, rate: EventRate = _RATE) -> None:
         self._rate = rate
-        self._series: OrderedDict[tuple[str, ...], _Series] = OrderedDict()
+        self._series: OrderedDict[_Key, _Series] = OrderedDict()
+        self._allowances: OrderedDict[tuple[str, ...], _Allowance] = OrderedDict()
 
     def happened(self, occurrence: Occurrence, now: dt.datetime, name: str) -> list[Write]:
         """Take an occurrence in.
@@ -157,24 +175,32 @@ class Aggregator:
         Returns:
             What to write now; nothing if the write is put off to ``due``.
         """
-        kind = occurrence.kind
-        known = self._series.get(kind)
-        if known is None or (now - known.last).total_seconds() > self._rate.series_s:
-            final = [_prolong(known)] if known is not None and known.written < known.count else []
-            self._series[kind] = _Series(name, occurrence, 1, 1, now, now, now)
-            self._series.move_to_end(kind)
-            return [*final, Create(name, occurrence, now), *self._forgotten()]
-        grown = replace(known, occurrence=occurrence, count=known.count + 1, last=max(now, known.last))
-        return self._advance(kind, grown, now)
+        key = (occurrence.kind, occurrence.note)
+        known = self._series.get(key)
+        if known is not None and not self._over(known, now):
+            grown = replace(known, count=known.count + 1, last=max(now, known.last))
+            return self._advance(key, grown, now)
+        allowance = self._allowance(key, now)
+        newest = self._series.get(allowance.newest)
+        if allowance.left < 1.0 and newest is not None and not self._over(newest, now):
+            return self._advance(
+                allowance.newest, replace(newest, count=newest.count + 1, last=max(now, newest.last)), now
+            )
+        self._allowances[occurrence.kind] = _Allowance(max(0.0, allowance.left - 1.0), now, key)
+        self._allowances.move_to_end(occurrence.kind)
+        final = [_prolong(known)] if known is not None and known.written < known.count else []
+        self._series[key] = _Series(name, occurrence, 1, 1, now, now, now)
+        self._series.move_to_end(key)
+        return [*final, Create(name, occurrence, now), *self._forgotten()]
 
     def due(self, now: dt.datetime) -> list[Write]:
         """Give the writes that were put off and whose time has come; forget series that have ended."""
         writes: list[Write] = []
-        for kind, series in list(self._series.items()):
+        for key, series in list(self._series.items()):
             if series.written < series.count:
-                writes.extend(self._advance(kind, series, now, touched=False))
-            elif (now - series.last).total_seconds() > self._rate.series_s:
-                del self._series[kind]
+                writes.extend(self._advance(key, series, now, touched=False))
+            elif self._over(series, now):
+                del self._series[key]
         return writes
 
     def flush(self) -> list[Write]:
@@ -183,16 +209,24 @@ class Aggregator:
         self._series.clear()
         return writes
 
-    def _advance(
-        self, kind: tuple[str, ...], series: _Series, now: dt.datetime, *, touched: bool = True
-    ) -> list[Write]:
+    def _over(self, series: _Series, now: dt.datetime) -> bool:
+        return (now - series.last).total_seconds() > self._rate.series_s
+
+    def _allowance(self, key: _Key, now: dt.datetime) -> _Allowance:
+        known = self._allowances.get(key[0])
+        if known is None:
+            return _Allowance(self._rate.notes, now, key)
+        refilled = known.left + max(0.0, (now - known.at).total_seconds()) / self._rate.note_every_s
+        return _Allowance(min(float(self._rate.notes), refilled), now, known.newest)
+
+    def _advance(self, key: _Key, series: _Series, now: dt.datetime, *, touched: bool = True) -> list[Write]:
         writes: list[Write] = []
         if (now - series.written_at).total_seconds() >= self._rate.quiet_s:
             series = replace(series, written=series.count, written_at=now)
             writes = [_prolong(series)]
-        self._series[kind] = series
+        self._series[key] = series
         if touched:
-            self._series.move_to_end(kind)
+            self._series.move_to_end(key)
         return writes
 
     def _forgotten(self) -> list[Write]:
@@ -201,6 +235,8 @@ class Aggregator:
             _, oldest = self._series.popitem(last=False)
             if oldest.written < oldest.count:
                 writes.append(_prolong(oldest))
+        while len(self._allowances) > self._rate.remembered:
+            self._allowances.popitem(last=False)
         return writes
 
 

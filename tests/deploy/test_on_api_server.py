@@ -162,27 +162,28 @@ def test_the_expressions_of_the_policies_type_check_without_a_warning(installed:
 
 
 class TestWhoMayWriteWhatOnALivePod:
-    def test_the_controller_wishes_and_the_extender_grants(self, installed: ControlPlane, pod: str) -> None:
-        _annotate(installed, pod, CONTROLLER, "gpu-rate=0.5")
-        _annotate(installed, pod, EXTENDER, "gpu-granted=0.5", "gpu-index=1")
-        _annotate(installed, pod, EXTENDER, "gpu-granted=0.4")
+    def test_the_extender_writes_wish_and_grant_together_or_a_wish_alone(
+        self, installed: ControlPlane, pod: str
+    ) -> None:
+        _annotate(installed, pod, EXTENDER, "gpu-rate=0.5", "gpu-granted=0.5", "gpu-index=1")
+        _annotate(installed, pod, EXTENDER, "gpu-rate=0.6")
 
         found = _annotations(installed, pod)
-        assert (found["sair.dev/gpu-rate"], found["sair.dev/gpu-granted"]) == ("0.5", "0.4")
+        assert (found["sair.dev/gpu-rate"], found["sair.dev/gpu-granted"]) == ("0.6", "0.5")
 
     @pytest.mark.parametrize(
         ("user", "change", "says"),
         [
-            (CONTROLLER, "gpu-granted=1", "only the extender of sair-scheduler grants"),
-            (CONTROLLER, "gpu-index=0", "only the extender of sair-scheduler grants"),
-            (EXTENDER, "gpu-rate=1", "may not change it on a live pod"),
+            # Its wishes stand in the Pipeline's status: on pods it may change nothing but CPU.
+            (CONTROLLER, "gpu-rate=1", 'cannot patch resource "pods"'),
+            (CONTROLLER, "gpu-granted=1", 'cannot patch resource "pods"'),
             (TENANT, "gpu-rate=1", "may not change it on a live pod"),
             (TENANT, "gpu-rate", "may not change it on a live pod"),
             (TENANT, "gpu-granted=1", "only the extender of sair-scheduler grants"),
             (TENANT, "gpu-memory=1Mi", "do not change"),
             (TENANT, "stage=other", "do not change"),
             (TENANT, "pipeline", "do not change"),
-            (CONTROLLER, "injected=9", "do not change"),
+            (TENANT, "injected=9", "do not change"),
             (EXTENDER, "gpu-memory=1Mi", "do not change"),
         ],
     )
@@ -222,10 +223,10 @@ class TestANewPod:
 
 class TestABinding:
     def test_of_the_extender_carries_the_grant_onto_the_pod(self, installed: ControlPlane, pod: str) -> None:
-        _bind(installed, pod, EXTENDER, {"sair.dev/gpu-granted": "0.3", "sair.dev/gpu-index": "2"})
+        grant = {"sair.dev/gpu-rate": "0.4", "sair.dev/gpu-granted": "0.4", "sair.dev/gpu-index": "2"}
+        _bind(installed, pod, EXTENDER, grant)
 
-        found = _annotations(installed, pod)
-        assert (found["sair.dev/gpu-granted"], found["sair.dev/gpu-index"]) == ("0.3", "2")
+        assert _annotations(installed, pod) == STAGE | grant
 
     @pytest.mark.parametrize(
         ("user", "key"),
@@ -233,7 +234,7 @@ class TestABinding:
             (TENANT, "gpu-granted"),
             (TENANT, "gpu-index"),
             (TENANT, "gpu-rate"),
-            (EXTENDER, "gpu-rate"),
+            (EXTENDER, "gpu-memory"),
             (EXTENDER, "stage"),
         ],
     )

@@ -38,6 +38,9 @@ CLUSTER: dict[str, dict[str, str]] = {
     "sair-agent": {"pods": "list watch", "nodes": "patch"},
 }
 
+SHARDED = ["sair-controller", *(f"sair-controller-{shard}" for shard in range(16))]
+"""As many as SAIR_CONTROLLER_SHARDS may be; the common one besides."""
+
 NAMESPACED: dict[str, dict[str, str]] = {
     "sair-webhook": {"secrets[sair-webhook-tls]": "get update", "secrets": "create"},
     "sair-redis": {"secrets[sair-redis]": "get", "secrets": "create"},
@@ -46,7 +49,7 @@ NAMESPACED: dict[str, dict[str, str]] = {
         "coordination.k8s.io/leases": "create",
     },
     "sair-controller": {
-        "coordination.k8s.io/leases[sair-controller]": "get update",
+        f"coordination.k8s.io/leases[{' '.join(SHARDED)}]": "get update",
         "coordination.k8s.io/leases": "create",
     },
 }

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from extender.card import Card, CardView, NodeCards
-from extender.entries import Granting, NodeSeen, NodesListed, PodSeen, PodsListed
+from extender.entries import Granting, NodeSeen, NodesListed, PodSeen, PodsListed, WishesListed, WishesSeen
 from extender.ledger import Ledger
 from extender.packing import Need
 from extender.replica import Replica
+from extender.wishes import PipelineWishes
 from sair.annotations import GPU_MEMORY, GPU_RATE, GPUS, PIPELINE, STAGE
 from sair.quantities import GpuRate, Mebibytes
+from sair.wishes import StageWish
 
 MEMORY = 16_000
 
@@ -41,6 +43,12 @@ def seated(
     return replica(uid, granted if desired is None else desired, granted=granted, node=node, index=index, **changes)
 
 
+def wished(**stages: int) -> WishesSeen:
+    """What the controller wishes for stages of the replicas' pipeline; shares in thousandths."""
+    wishes = {stage: StageWish(GpuRate(milli)) for stage, milli in stages.items()}
+    return WishesSeen(PipelineWishes("default/vision", wishes))
+
+
 def wishing(pod: Replica, desired: int, version: int) -> Replica:
     """The pod after its desired share was patched."""
     return replace(pod, desired=GpuRate(desired), version=version)
@@ -65,6 +73,7 @@ def ready_ledger(*pods: Replica, nodes: tuple[NodeCards, ...] = (node_cards(),),
         ledger.fold(PodSeen(pod), 0.0)
     ledger.fold(PodsListed(frozenset(pod.uid for pod in pods), max((pod.version for pod in pods), default=0)), 0.0)
     ledger.fold(NodesListed(), 0.0)
+    ledger.fold(WishesListed(), 0.0)
     ledger.fold(Granting(True), 0.0)
     return ledger
 

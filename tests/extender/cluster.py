@@ -16,12 +16,12 @@ from extender.__main__ import Running, running
 from extender.replica import Replica, parse_replica
 from extender.settings import Settings
 from sair.annotations import GPU_RATE
-from sair.errors import SairError
+from sair.errors import Conflict, SairError
 from sair.kube.changes import Change
 from sair.kube.client import Api, PatchKind
-from sair.kube.patch import merge_patch_annotations
+from sair.kube.patch import apply_status, merge_patch_annotations
 from sair.kube.reflector import Added, Deleted, Modified, Reflector
-from sair.kube.resources import EVENTS, NODES, PODS
+from sair.kube.resources import EVENTS, NODES, PIPELINES, PODS
 from tests.extender.builders import raw_node, raw_pod
 
 WAIT_S = 30.0
@@ -49,6 +49,8 @@ class Cluster:
         self.nodes: list[str] = []
         self._pods: dict[str, Replica] = {}
         self._watch: Reflector[Replica] = Reflector(api, PODS, parse_replica, self._judge, namespace=namespace)
+        self.history: dict[str, list[Replica]] = defaultdict(list)
+        """Every version of every pod, by its name."""
         self.over_full: list[str] = []
         """Every moment at which the grants on a GPU summed to more than 1; must stay empty."""
 
@@ -64,6 +66,8 @@ class Cluster:
         await asyncio.wait((self._task,))
         for pod in await self.api.list(PODS.path(self.namespace)):
             await self.delete(pod["metadata"]["name"])
+        for pipeline in await self.api.list(PIPELINES.path(self.namespace)):
+            await self.api.delete(PIPELINES.path(self.namespace, pipeline["metadata"]["name"]))
         for name in self.nodes:
             await self.api.delete(NODES.path(name=name))
         assert self.over_full == []
@@ -71,6 +75,7 @@ class Cluster:
     def _judge(self, change: Change[Replica]) -> None:
         if isinstance(change, Added | Modified):
             self._pods[change.key] = change.object
+            self.history[change.object.name].append(change.object)
         elif isinstance(change, Deleted):
             self._pods.pop(change.key, None)
         shares: Counter[tuple[str, int]] = Counter()
@@ -93,8 +98,9 @@ class Cluster:
         return name
 
     async def pod(self, name: str, rate: str | None = "0.5", *, nodes: list[str] | None = None, **more: Any) -> Replica:
-        """Create a pod; ``nodes`` restricts it to those by node affinity, as by default to this test's own."""
-        raw = raw_pod(name, rate, **more)
+        """Create a pod, by default of a stage of its own; ``nodes`` restricts it to those by node affinity, as by default to this
+        test's own."""
+        raw = raw_pod(name, rate, **{"stage": name, **more})
         terms = [
             {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
             for node in nodes or self.nodes
@@ -110,9 +116,17 @@ class Cluster:
     async def pods(self) -> list[Replica]:
         return [parse_replica(raw) for raw in await self.api.list(PODS.path(self.namespace))]
 
-    async def wish(self, name: str, rate: str) -> None:
-        """Patch a live pod's desired share, as the controller does."""
-        await merge_patch_annotations(self.api, PODS, self.namespace, name, {GPU_RATE: rate}, component="controller")
+    async def wish(self, stage: str, rate: str) -> None:
+        """Wish for a share for a stage, as the controller does: in the Pipeline's status. Several may at once."""
+        body = {"apiVersion": "sair.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "vision"}}
+        with contextlib.suppress(Conflict):
+            await self.api.create(PIPELINES.path(self.namespace), body)
+        status = {"stages": [{"name": stage, "gpuRate": rate}]}
+        await apply_status(self.api, PIPELINES, self.namespace, "vision", status, component=f"wish-for-{stage}")
+
+    async def annotate(self, name: str, rate: str) -> None:
+        """Change a live pod's own wish by hand, as it is possible where no policy forbids it."""
+        await merge_patch_annotations(self.api, PODS, self.namespace, name, {GPU_RATE: rate}, component="hand")
 
     async def delete(self, name: str) -> None:
         with contextlib.suppress(SairError):

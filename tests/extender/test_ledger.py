@@ -15,6 +15,7 @@ from extender.entries import (
     LookUp,
     NodeGone,
     NodeSeen,
+    NodesListed,
     Outcome,
     PodGone,
     PodSeen,
@@ -22,11 +23,17 @@ from extender.entries import (
     Refusal,
     Report,
     Tick,
+    WishesListed,
+    WishesSeen,
     WriteGrant,
+    WriteWish,
 )
 from extender.ledger import Ledger
+from extender.wishes import PipelineWishes
+from sair.annotations import Bounds
 from sair.quantities import GpuRate
-from tests.extender.builders import granted, node_cards, ready_ledger, replica, seated, wishing
+from sair.wishes import StageWish
+from tests.extender.builders import granted, node_cards, ready_ledger, replica, seated, wished, wishing
 
 
 def test_a_bind_takes_the_desired_share_and_counts_from_that_moment() -> None:
@@ -237,6 +244,156 @@ def test_a_look_up_does_not_give_up_an_attempt_made_since() -> None:
     ledger.fold(LookedUp("a", 1), 122.0)
 
     assert ledger.cards("n")[0].free_milli == 400
+
+
+def test_what_is_wished_for_a_stage_is_granted_to_all_its_replicas_whatever_their_annotations_say() -> None:
+    one, two, other = seated("one", 300), seated("two", 300, index=1), seated("other", 200, stage="detect")
+    ledger = ready_ledger(one, two, other, nodes=(node_cards("n", 2),))
+
+    orders = ledger.fold(wished(inference=500), 0.0)
+
+    # Wish and grant are one write: nothing but it happens to the pod.
+    assert orders == [WriteGrant(one, GpuRate(500)), WriteGrant(two, GpuRate(500))]
+    assert ledger.fold(PodSeen(granted(wishing(one, 500, 2), GpuRate(500), 2)), 0.0) == []
+    assert [card.free_milli for card in ledger.cards("n")] == [300, 500]
+
+
+def test_a_stages_wish_stays_within_the_replicas_own_bounds_and_within_its_pipelines_before_these() -> None:
+    pod = replace(seated("a", 300), bounds=Bounds(gpu_rate_min=GpuRate(200), gpu_rate_max=GpuRate(600)))
+    ledger = ready_ledger(pod)
+
+    assert ledger.fold(wished(inference=900), 0.0) == [WriteGrant(pod, GpuRate(600))]
+
+    wide = StageWish(GpuRate(900), low=GpuRate(100), high=GpuRate(800))
+    ledger = ready_ledger(pod)
+    assert ledger.fold(WishesSeen(PipelineWishes("default/vision", {"inference": wide})), 0.0) == [
+        WriteGrant(pod, GpuRate(800))
+    ]
+
+
+def test_a_pipeline_that_wishes_no_more_leaves_its_replicas_what_they_have() -> None:
+    pod = seated("a", 300)
+    ledger = ready_ledger(pod)
+    ledger.fold(wished(inference=500), 0.0)
+    raised = granted(wishing(pod, 500, 2), GpuRate(500), 2)
+    ledger.fold(PodSeen(raised), 0.0)
+
+    assert ledger.fold(wished(), 0.0) == []
+    assert ledger.fold(PodSeen(wishing(raised, 400, 3)), 0.0) == [WriteGrant(wishing(raised, 400, 3), GpuRate(400))]
+
+
+def test_a_share_annotated_by_hand_gives_way_to_the_stages_wish() -> None:
+    pod = seated("a", 300)
+    ledger = ready_ledger(pod)
+    ledger.fold(wished(inference=300), 0.0)
+
+    assert ledger.fold(PodSeen(wishing(pod, 900, 2)), 0.0) == [WriteWish(wishing(pod, 900, 2), GpuRate(300))]
+    assert ledger.cards("n")[0].free_milli == 700
+
+
+def test_a_new_replica_is_bound_with_the_stages_wish_though_it_was_created_with_another() -> None:
+    pod = replica("a", 300)
+    ledger = ready_ledger(pod)
+    ledger.fold(wished(inference=500), 0.0)
+
+    decision = ledger.assume("a", "n", 0.0)
+
+    assert isinstance(decision, Assumption)
+    assert decision.rate == GpuRate(500)
+    assert ledger.cards("n")[0].free_milli == 500
+    assert ledger.wished(pod).desired == GpuRate(500)
+
+
+def test_a_stages_wish_that_does_not_fit_is_written_alone_once_and_granted_when_there_is_room() -> None:
+    pod, neighbour = seated("a", 300), seated("b", 600, stage="detect")
+    ledger = ready_ledger(pod, neighbour)
+    waiting = wishing(pod, 500, 2)
+
+    assert ledger.fold(wished(inference=500), 0.0) == [
+        Report(
+            wishing(pod, 500, 1), Outcome.WAITING, "0.3 → 0.5: gpu 0 has 0.1 of the 0.2 more that it takes; kept for it"
+        ),
+        WriteWish(pod, GpuRate(500)),
+    ]
+    assert ledger.cards("n")[0].reserved_milli == 100
+    assert ledger.fold(PodSeen(waiting), 0.0) == []
+    assert ledger.fold(PodGone("b"), 0.0) == [WriteGrant(waiting, GpuRate(500))]
+
+
+def test_a_raise_that_waits_for_a_neighbours_lowering_is_one_change_of_its_pod() -> None:
+    pod, neighbour = seated("a", 300), seated("b", 600, stage="detect")
+    ledger = ready_ledger(pod, neighbour)
+
+    # Both in one status: the wish is not shown alone while the neighbour's lowering is on its way.
+    assert ledger.fold(wished(inference=600, detect=400), 0.0) == [WriteGrant(neighbour, GpuRate(400))]
+    assert ledger.cards("n")[0].reserved_milli == 100
+    lowered = granted(wishing(neighbour, 400, 2), GpuRate(400), 2)
+    assert ledger.fold(PodSeen(lowered), 0.0) == [WriteGrant(pod, GpuRate(600))]
+
+
+def test_a_wish_withdrawn_while_it_waits_is_withdrawn_on_the_pod() -> None:
+    pod = seated("a", 300)
+    ledger = ready_ledger(pod, seated("b", 600, stage="detect"))
+    ledger.fold(wished(inference=500), 0.0)
+    waiting = wishing(pod, 500, 2)
+    ledger.fold(PodSeen(waiting), 0.0)
+
+    assert ledger.fold(wished(inference=300), 0.0) == [WriteWish(waiting, GpuRate(300))]
+    assert ledger.cards("n")[0].reserved_milli == 0
+
+
+def test_a_wish_that_changes_while_a_grant_is_on_its_way_is_granted_after_it() -> None:
+    pod = seated("a", 300)
+    ledger = ready_ledger(pod)
+    ledger.fold(wished(inference=800), 0.0)
+
+    # What was ordered may be in force already: it stays charged, is repeated as it was, and then followed by the new wish.
+    assert ledger.fold(wished(inference=200), 0.0) == []
+    assert ledger.cards("n")[0].free_milli == 200
+    assert ledger.fold(GrantFailed("a"), 1.0) == [WriteGrant(pod, GpuRate(800))]
+    raised = granted(wishing(pod, 800, 2), GpuRate(800), 2)
+    assert ledger.fold(PodSeen(raised), 1.0) == [WriteGrant(raised, GpuRate(200))]
+
+
+def test_a_wish_that_could_not_be_written_is_decided_anew() -> None:
+    pod, neighbour = seated("a", 300), seated("b", 600, stage="detect")
+    ledger = ready_ledger(pod, neighbour)
+    ledger.fold(wished(inference=500), 0.0)
+    ledger.fold(PodGone("b"), 0.0)
+
+    # The one write conditional on the pod's version is still out: nothing else is sent until that is settled.
+    assert ledger.fold(GrantFailed("a"), 1.0) == [WriteGrant(pod, GpuRate(500))]
+
+
+def test_wishes_for_stages_and_on_pods_stand_in_one_queue() -> None:
+    early, late = seated("early", 300), seated("late", 300, stage="detect")
+    ledger = ready_ledger(early, late, seated("other", 300, stage="store"))
+    ledger.fold(wished(inference=600), 0.0)
+    ledger.fold(PodSeen(wishing(late, 500, 7)), 0.0)
+
+    assert [pod.uid for pod in ledger.waiting()] == ["early", "late"]
+
+
+def test_after_a_restart_a_wish_that_no_pod_shows_yet_queues_up_behind_those_that_do() -> None:
+    unseen, shown = seated("unseen", 300, version=3), seated("shown", 300, 500, version=9, stage="detect")
+    ledger = Ledger()
+    ledger.fold(NodeSeen(node_cards()), 0.0)
+    ledger.fold(wished(inference=600), 0.0)
+    for pod in (unseen, shown, seated("other", 300, stage="store")):
+        ledger.fold(PodSeen(pod), 0.0)
+    ledger.fold(PodsListed(frozenset(("unseen", "shown", "other")), 20), 0.0)
+
+    assert [pod.uid for pod in ledger.waiting()] == ["shown", "unseen"]
+
+
+def test_nothing_is_decided_before_the_pipelines_are_known() -> None:
+    ledger = Ledger()
+    for entry in (NodeSeen(node_cards()), PodSeen(seated("a", 300)), PodsListed(frozenset(("a",)), 1), NodesListed()):
+        ledger.fold(entry, 0.0)
+    ledger.fold(Granting(True), 0.0)
+    assert ledger.fold(wished(inference=500), 0.0) == []
+
+    assert ledger.fold(WishesListed(), 0.0) == [WriteGrant(seated("a", 300), GpuRate(500))]
 
 
 def test_nothing_is_decided_before_everything_is_known_or_by_one_that_does_not_lead() -> None:

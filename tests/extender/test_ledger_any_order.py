@@ -28,14 +28,18 @@ from extender.entries import (
     PodSeen,
     PodsListed,
     Tick,
+    WishesListed,
+    WishesSeen,
     WriteGrant,
+    WriteWish,
 )
 from extender.ledger import Ledger
 from extender.replica import Replica
 from sair.quantities import GpuRate
-from tests.extender.builders import MEMORY, node_cards, replica
+from tests.extender.builders import MEMORY, node_cards, replica, wished
 
 NODES = ("n", "m")
+STAGES = ("detect", "rank")
 RATES = st.sampled_from([200, 300, 500, 700])
 UNRESOLVED_S = 120.0
 Seat = tuple[str, int]
@@ -49,7 +53,9 @@ class Write:
     version: int
     rate: GpuRate
     seat: tuple[str, int] | None
-    """None: a grant on a live pod; else a bind."""
+    """None: something on a live pod; else a bind."""
+    grants: bool = True
+    """Or a wish alone is written."""
     at_s: float = 0.0
 
 
@@ -63,8 +69,12 @@ class Cluster(RuleBasedStateMachine):
         self.truth: dict[str, Replica] = {}
         self.names = 0
         self.cards: dict[str, NodeCards] = {node: node_cards(node, 1) for node in NODES}
+        self.wishes: dict[str, int] = {}
+        """Thousandths, by stage."""
         self.untold: list[Entry] = []
-        """The watch: in order, and late."""
+        """The watch of pods and nodes: in order, and late."""
+        self.untold_wishes: list[WishesSeen] = []
+        """The watch of Pipelines: in order, and late."""
         self.told: list[Entry] = []
         self.writes: list[Write] = []
         self.look_ups: list[Replica] = []
@@ -73,10 +83,11 @@ class Cluster(RuleBasedStateMachine):
 
     def _start(self) -> Ledger:
         ledger = Ledger(unresolved_s=UNRESOLVED_S)
-        self.untold, self.told, self.writes, self.look_ups = [], [], [], []
+        self.untold, self.told, self.writes, self.look_ups, self.untold_wishes = [], [], [], [], []
         entries: list[Entry] = [NodeSeen(node) for node in self.cards.values()]
         entries += [PodSeen(pod) for pod in self.truth.values()]
-        entries += [PodsListed(frozenset(self.truth), self.version), NodesListed(), Granting(self.active)]
+        entries += [PodsListed(frozenset(self.truth), self.version), NodesListed()]
+        entries += [wished(**self.wishes), WishesListed(), Granting(self.active)]
         self.ledger = ledger
         for entry in entries:
             self._tell(entry)
@@ -88,10 +99,11 @@ class Cluster(RuleBasedStateMachine):
     def _obey(self, orders: list[Order]) -> None:
         for order in orders:
             match order:
-                case WriteGrant(pod, rate):
+                case WriteGrant(pod, rate) | WriteWish(pod, rate):
                     assert self.active
                     assert pod.desired is not None
-                    self.writes.append(Write(pod.uid, pod.version, rate, None, self.now))
+                    alone = isinstance(order, WriteWish)
+                    self.writes.append(Write(pod.uid, pod.version, rate, None, not alone, self.now))
                 case LookUp(pod):
                     self.look_ups.append(pod)
 
@@ -110,12 +122,10 @@ class Cluster(RuleBasedStateMachine):
         pod = self.truth.get(write.uid)
         if pod is None or pod.version != write.version or (write.seat is not None and pod.node is not None):
             return False
-        if write.seat is None:
-            self._change(replace(pod, granted=write.rate))
-        else:
-            assert pod.desired is not None
-            assert write.rate <= pod.desired
-            self._change(replace(pod, granted=write.rate, node=write.seat[0], index=write.seat[1]))
+        changed = replace(pod, desired=write.rate, granted=write.rate if write.grants else pod.granted)
+        if write.seat is not None:
+            changed = replace(changed, node=write.seat[0], index=write.seat[1])
+        self._change(changed)
         return True
 
     def _tell_all(self) -> None:
@@ -127,7 +137,7 @@ class Cluster(RuleBasedStateMachine):
         decision = self.ledger.assume(uid, node, self.now)
         if isinstance(decision, Assumption):
             seat = (decision.node, decision.index)
-            self.writes.append(Write(uid, decision.replica.version, decision.rate, seat, self.now))
+            self.writes.append(Write(uid, decision.replica.version, decision.rate, seat, at_s=self.now))
         return isinstance(decision, Assumption)
 
     def _some(self, data: st.DataObject, *, bound: bool | None = None) -> Replica | None:
@@ -147,7 +157,7 @@ class Cluster(RuleBasedStateMachine):
         """Create a pod; with a node it is told and bound smoothly, so that cards are not empty."""
         self.names += 1
         uid = f"p{self.names}"
-        self._change(replica(uid, rate, memory=memory))
+        self._change(replica(uid, rate, memory=memory, stage=STAGES[self.names % 2]))
         if node is not None:
             self._tell_all()
             if self._assume(uid, node):
@@ -161,6 +171,19 @@ class Cluster(RuleBasedStateMachine):
                 self._change(replace(pod, desired=GpuRate(rate)))
                 if told:
                     self._tell_all()
+
+    @rule(stage=st.sampled_from(STAGES), rates=st.lists(st.one_of(st.none(), RATES), min_size=1, max_size=3))
+    def wish_for_a_stage(self, stage: str, rates: list[int | None]) -> None:
+        for rate in rates:
+            self.wishes = {name: milli for name, milli in self.wishes.items() if name != stage}
+            if rate is not None:
+                self.wishes[stage] = rate
+            self.untold_wishes.append(wished(**self.wishes))
+
+    @precondition(lambda self: self.untold_wishes)
+    @rule()
+    def tell_of_wishes(self) -> None:
+        self._tell(self.untold_wishes.pop(0))
 
     @rule(data=st.data(), what=st.sampled_from(["touch", "touch", "end", "delete"]))
     def meddle(self, data: st.DataObject, what: str) -> None:
@@ -253,6 +276,8 @@ class Cluster(RuleBasedStateMachine):
         for pod in list(self.truth.values()):
             self._tell(PodSeen(pod))
         self._tell(PodsListed(frozenset(self.truth), self.version))
+        self.untold_wishes = []
+        self._tell(wished(**self.wishes))
 
     def _wait(self, seconds: float) -> None:
         self.now += seconds
@@ -301,7 +326,7 @@ class Cluster(RuleBasedStateMachine):
         for write in self.writes:
             pod = self.truth.get(write.uid)
             where = (pod.seat or write.seat) if pod is not None else None
-            if pod is not None and where is not None and pod.version == write.version:
+            if pod is not None and where is not None and pod.version == write.version and write.grants:
                 shares = worst.setdefault(where, {})
                 shares[write.uid] = max(write.rate.milli, shares.get(write.uid, 0))
         for seat, shares in worst.items():
@@ -337,6 +362,8 @@ class Cluster(RuleBasedStateMachine):
         for _ in range(1000):
             if self.untold:
                 self._tell(self.untold.pop(0))
+            elif self.untold_wishes:
+                self.tell_of_wishes()
             elif self.writes:
                 write = self.writes.pop(0)
                 self._answer(write, self._take_effect(write))
@@ -383,6 +410,8 @@ class Cluster(RuleBasedStateMachine):
             for pod in pods:
                 assert pod.granted is not None
                 assert pod.desired is not None
+                due = self.wishes.get(pod.stage, pod.desired.milli)
+                assert pod.desired.milli == due, "what is wished for a stage shows on its pods"
                 assert pod.granted <= pod.desired, "a lowering is always granted"
                 if pod.granted < pod.desired:
                     assert pod.uid in waiting

@@ -74,7 +74,7 @@ async def test_sixteen_halves_fill_eight_gpus_two_on_each(
     nodes = [await cluster.node("a", 4), await cluster.node("b", 4)]
     async with scheduling(control_plane, api, tmp_path):
         for number in range(16):
-            await cluster.pod(f"p{number}", "0.5", memory="8000Mi")
+            await cluster.pod(f"p{number}", "0.5", memory="8000Mi", stage="inference")
 
         pods = await cluster.bound(16)
 

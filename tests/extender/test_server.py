@@ -73,7 +73,7 @@ async def test_a_pod_that_changed_since_is_bound_as_it_is_now(
         # From here on its watches are deaf, so that its copy of the pod is old.
         proxy.on(lambda request: request.is_watch and request.path == "/api/v1/pods", Hang(), times=10)
         proxy.reset_connections()
-        await cluster.wish("one", "0.4")
+        await cluster.annotate("one", "0.4")
 
         assert await scheduler.bind(pod, node) == ""
         assert (await cluster.get("one")).granted == GpuRate(400)
@@ -94,9 +94,9 @@ async def test_an_unannotated_pod_passes_and_is_bound_plainly(api: Api, cluster:
 
 async def test_filter_says_why_a_node_is_out_and_prioritize_prefers_fewer_siblings(api: Api, cluster: Cluster) -> None:
     full, free, bare = await cluster.node("full", 1), await cluster.node("free", 1), await cluster.node("bare", 0)
-    first = await cluster.pod("first", "0.6")
-    await cluster.pod("next", "0.5")
-    await cluster.pod("small", "0.2")
+    first = await cluster.pod("first", "0.6", stage="inference")
+    await cluster.pod("next", "0.5", stage="inference")
+    await cluster.pod("small", "0.2", stage="inference")
     async with extender(api) as scheduler:
         assert await scheduler.bind(first, full) == ""
 
@@ -111,7 +111,7 @@ async def test_filter_says_why_a_node_is_out_and_prioritize_prefers_fewer_siblin
 
 async def test_forty_binds_at_once_fill_the_gpus_and_not_more(api: Api, cluster: Cluster) -> None:
     node = await cluster.node("a", 8)
-    pods = [await cluster.pod(f"p{i}", "0.3") for i in range(40)]
+    pods = [await cluster.pod(f"p{i}", "0.3", stage="inference") for i in range(40)]
     async with extender(api) as scheduler:
         errors = await asyncio.gather(*(scheduler.bind(pod, node) for pod in pods))
 
@@ -140,6 +140,64 @@ async def test_a_raise_and_a_lowering_of_live_pods_are_granted_and_reported(api:
     assert 'sair_extender_grant_seconds_count{direction="raise"} 1.0' in metrics
 
 
+async def test_an_uncontended_raise_or_lowering_is_exactly_one_change_of_the_pod(api: Api, cluster: Cluster) -> None:
+    node = await cluster.node("a", 1)
+    pod = await cluster.pod("one", "0.3")
+    async with extender(api) as scheduler:
+        assert await scheduler.bind(pod, node) == ""
+        for rate in ("0.8", "0.2", "0.5"):
+            await cluster.wish("one", rate)
+            await cluster.granted("one", rate)
+
+        async def all_told() -> bool:
+            return cluster.history["one"][-1].granted == GpuRate(500)
+
+        await eventually(all_told)
+
+    created, *bound = cluster.history["one"]
+    assert created.granted is None
+    assert [(str(one.desired), str(one.granted)) for one in bound] == [
+        ("0.3", "0.3"),
+        ("0.8", "0.8"),
+        ("0.2", "0.2"),
+        ("0.5", "0.5"),
+    ]
+
+
+async def test_a_wish_for_a_stage_reaches_all_its_pods_those_being_bound_too(api: Api, cluster: Cluster) -> None:
+    node = await cluster.node("a", 2)
+    one, two, late = [await cluster.pod(name, "0.2", stage="detect") for name in ("one", "two", "late")]
+    async with extender(api) as scheduler:
+        assert [await scheduler.bind(pod, node) for pod in (one, two)] == ["", ""]
+        await cluster.wish("detect", "0.4")
+        await cluster.granted("one", "0.4")
+        await cluster.granted("two", "0.4")
+        assert await scheduler.bind(late, node) == ""
+
+        bound = await cluster.get("late")
+        assert (bound.desired, bound.granted) == (GpuRate(400), GpuRate(400))
+
+
+async def test_a_share_annotated_by_hand_is_granted_unless_a_pipeline_wishes_for_another(
+    api: Api, cluster: Cluster
+) -> None:
+    node = await cluster.node("a", 1)
+    pod = await cluster.pod("one", "0.3")
+    async with extender(api) as scheduler:
+        assert await scheduler.bind(pod, node) == ""
+        await cluster.annotate("one", "0.6")
+        await cluster.granted("one", "0.6")
+        await cluster.wish("one", "0.4")
+        await cluster.granted("one", "0.4")
+        await cluster.annotate("one", "0.9")
+
+        async def put_right() -> bool:
+            return (await cluster.get("one")).desired == GpuRate(400)
+
+        await eventually(put_right)
+        assert (await cluster.get("one")).granted == GpuRate(400)
+
+
 async def test_a_raise_that_does_not_fit_waits_keeps_its_room_and_is_granted_when_a_neighbour_leaves(
     api: Api, cluster: Cluster
 ) -> None:
@@ -151,6 +209,12 @@ async def test_a_raise_that_does_not_fit_waits_keeps_its_room_and_is_granted_whe
         assert [await scheduler.bind(pod, node) for pod in (one, two)] == ["", ""]
         await cluster.wish("one", "0.6")
         await cluster.noted("GpuRateWaiting", "0.3 → 0.6: gpu 0 has 0.2 of the 0.3 more that it takes; kept for it")
+
+        async def it_shows_on_the_pod() -> bool:
+            return (await cluster.get("one")).desired == GpuRate(600)
+
+        await eventually(it_shows_on_the_pod)
+        assert (await cluster.get("one")).granted == GpuRate(300)
         assert await scheduler.bind(three, node) == "gpu 0: 0 of 0.2 free (0.2 kept for waiting raises)"
         await cluster.delete("two")
         await cluster.granted("one", "0.6")

@@ -53,14 +53,23 @@ def review(raw: Any, *, uid: str = "0c9d", dry_run: bool = False, **request: Any
 
 
 def pipeline(
-    stage_rate: str | None = "0.6", *, cpu: str | None = None, mode: str | None = "auto", stage: str = "inference"
+    stage_rate: str | None = "0.6",
+    *,
+    cpu: str | None = None,
+    mode: str | None = "auto",
+    stage: str = "inference",
+    spec_mode: str | None = None,
+    bounds: dict[str, str] | None = None,
 ) -> Pipeline:
     """A Pipeline ``shop/vision`` whose controller has set a stage's rate, CPU or both."""
     set_to = {"gpuRate": stage_rate, "cpu": cpu}
     status: dict[str, Any] = {"stages": [{"name": stage, **{key: value for key, value in set_to.items() if value}}]}
     if mode is not None:
         status["mode"] = mode
-    return parse_pipeline({"metadata": {"name": "vision", "namespace": "shop"}, "status": status})
+    spec: dict[str, Any] = {"mode": spec_mode} if spec_mode else {}
+    if bounds:
+        spec["bounds"] = {stage: bounds}
+    return parse_pipeline({"metadata": {"name": "vision", "namespace": "shop"}, "spec": spec, "status": status})
 
 
 def reason(verdict: Verdict) -> str:

@@ -232,8 +232,16 @@ class TestTheStampedRate:
 
     @pytest.mark.parametrize(
         "found",
-        [None, pipeline(None), pipeline(stage="other"), pipeline("0.6", mode="off"), pipeline("0.6", mode="recommend")],
-        ids=["no pipeline seen", "no rate yet", "stage unknown", "off", "recommend"],
+        [
+            None,
+            pipeline(None),
+            pipeline(stage="other"),
+            pipeline("0.6", mode="off"),
+            pipeline("0.6", mode="recommend"),
+            pipeline("0.6", mode="recommend", spec_mode="auto"),
+            pipeline("0.6", spec_mode="off"),
+        ],
+        ids=["no pipeline seen", "no rate yet", "stage unknown", "off", "recommend", "held by a conflict", "just off"],
     )
     def test_is_the_users_own_otherwise(self, found: Pipeline | None) -> None:
         made = admitted(pod(GPU_STAGE), lambda _key: found)
@@ -248,6 +256,15 @@ class TestTheStampedRate:
 
         assert annotations["sair.dev/gpu-rate"] == stamped
         assert str(parse_stage(annotations).gpu_rate) == stamped
+
+    def test_stays_within_the_bounds_of_the_pipeline_before_those_of_the_template_also_on_a_second_pass(self) -> None:
+        bounded = {**GPU_STAGE, "sair.dev/gpu-rate-max": "0.5"}
+        raised = pipeline("0.9", bounds={"gpuRateMax": "0.7"})
+
+        once = admitted(pod(bounded), lambda _key: raised)
+
+        assert once["metadata"]["annotations"]["sair.dev/gpu-rate"] == "0.7"
+        assert ask(once, lambda _key: raised).patch == ()
 
     def test_is_the_users_own_and_a_warning_says_so_when_the_status_makes_no_sense(self) -> None:
         verdict = ask(pod(GPU_STAGE), lambda _key: pipeline("0.0"))

@@ -55,6 +55,16 @@ async def test_many_of_the_same_become_one_event_with_a_count(api: Api, namespac
     assert recorder.dropped.total() == 0
 
 
+async def test_each_decision_is_an_event_that_people_can_read(api: Api, namespace: str) -> None:
+    notes = [f"round {number} by in-context: preprocess: replicas +1" for number in range(3)]
+    async with recording(api) as recorder:
+        for note in notes:
+            recorder.record(Reference(PODS, "a", namespace), "Scaled", note, action="Scaling")
+        await eventually(lambda: recorder.written == 3)
+    described = await api.list(f"/api/v1/namespaces/{namespace}/events", {"fieldSelector": "involvedObject.name=a"})
+    assert sorted(event["message"] for event in described) == notes
+
+
 async def test_what_waits_at_the_end_is_still_written(api: Api, namespace: str) -> None:
     async with recording(api) as recorder:
         for _ in range(3):

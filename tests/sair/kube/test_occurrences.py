@@ -26,12 +26,41 @@ def test_the_first_of_its_kind_is_written_at_once() -> None:
 
 def test_the_same_again_is_counted_and_written_as_a_series_after_a_while() -> None:
     events = Aggregator(EventRate(quiet_s=10))
-    events.happened(refusal("0.5 asked"), at(0), "e1")
-    assert events.happened(refusal("0.6 asked"), at(3), "e2") == []
-    assert events.happened(refusal("0.7 asked"), at(6), "e3") == []
+    events.happened(refusal(), at(0), "e1")
+    assert events.happened(refusal(), at(3), "e2") == []
+    assert events.happened(refusal(), at(6), "e3") == []
     assert events.due(at(9.9)) == []
-    assert events.due(at(10)) == [Prolong("e1", refusal("0.7 asked"), 3, at(0), at(6))]
+    assert events.due(at(10)) == [Prolong("e1", refusal(), 3, at(0), at(6))]
     assert events.due(at(30)) == []
+
+
+def test_what_says_something_new_is_an_event_of_its_own() -> None:
+    events = Aggregator()
+    for number in range(3):
+        said = refusal(f"round {number}")
+        assert events.happened(said, at(30 * number), f"e{number}") == [Create(f"e{number}", said, at(30 * number))]
+    assert events.happened(refusal("round 1"), at(75), "x") == [Prolong("e1", refusal("round 1"), 2, at(30), at(75))]
+
+
+def test_who_says_something_new_all_the_time_is_heard_so_often_and_counted_in_between() -> None:
+    events = Aggregator(EventRate(quiet_s=10, notes=3, note_every_s=60))
+    writes = [
+        write for second in range(120) for write in events.happened(refusal(f"{second}"), at(second), f"e{second}")
+    ]
+    created = [write.name for write in writes if isinstance(write, Create)]
+    assert created[:3] == ["e0", "e1", "e2"]
+    assert len(created) == 4
+    counts = dict.fromkeys(created, 1)
+    counts |= {write.name: write.count for write in [*writes, *events.flush()] if isinstance(write, Prolong)}
+    assert sum(counts.values()) == 120
+
+
+def test_one_object_that_talks_too_much_silences_no_other() -> None:
+    events = Aggregator(EventRate(notes=1))
+    for number in range(5):
+        events.happened(refusal(f"{number}"), at(0), f"e{number}")
+    other = refusal("5", about=Reference(PODS, "b", "ns"))
+    assert events.happened(other, at(0), "x") == [Create("x", other, at(0))]
 
 
 def test_another_reason_or_another_object_is_another_event() -> None:
@@ -99,6 +128,17 @@ def test_every_occurrence_is_counted_once_and_no_series_is_written_more_often_th
             take(events.happened(refusal(about=Reference(PODS, f"p{which}", "ns")), at(now), f"e{index}"))
     take(events.flush(), final=True)
     assert sum(counts.values()) == happened
+
+
+@given(steps=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 12)), max_size=60))
+def test_whatever_is_said_no_kind_has_more_events_than_it_is_allowed(steps: list[tuple[float, int]]) -> None:
+    rate = EventRate(quiet_s=10, series_s=1e9, notes=3, note_every_s=60)
+    events, now, created = Aggregator(rate), 0.0, 0
+    for index, (pause, which) in enumerate(steps):
+        now += pause
+        writes = events.happened(refusal(f"note {which}"), at(now), f"e{index}")
+        created += sum(isinstance(write, Create) for write in writes)
+        assert created <= rate.notes + now / rate.note_every_s + 1e-6
 
 
 def test_an_event_about_a_cluster_wide_object_lives_in_the_default_namespace() -> None:
