@@ -1,7 +1,9 @@
 """The `cluster` fixture: a real Kubernetes with two nodes, and what its tests share."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -9,42 +11,68 @@ from tests.controlplane import give_up
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError, Unavailable
-from tests.e2e.cluster.installation import Installation
+from tests.e2e.cluster.foreign import ForeignCluster
+from tests.e2e.cluster.installation import Installation, kustomization
 
 _LONG = {"test_live_rates", "test_outages", "test_scaling"}
 """Minutes each, and of what a busy machine does to a whole cluster; `make e2e` runs them, `make test` leaves them out."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    cluster: Cluster
+    stays: bool
+    """It ran before the session, and does afterwards."""
+
+
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """The machine's cluster, with the bare base image on its nodes.
+def _chosen() -> _Chosen:
+    cluster = ForeignCluster.from_environment(os.environ) or Cluster()
+    return _Chosen(cluster, cluster.running)
+
+
+@pytest.fixture(scope="session")
+def cluster(_chosen: _Chosen) -> Iterator[Cluster]:
+    """The cluster that SAIR_E2E_KUBECONFIG names, else the machine's own; the tests' images are on its nodes.
 
     One that is up already is used and left up; otherwise one comes up for this session and goes with it.
     """
-    cluster = Cluster()
-    kept = cluster.running
+    cluster = _chosen.cluster
     try:
-        if not kept:
+        if isinstance(cluster, ForeignCluster):
+            cluster.require_fit()
+            cluster.load(images.pause())
+        elif not _chosen.stays:
             cluster.up()
     except Unavailable as reason:
         give_up(reason)
     try:
-        cluster.import_archive(images.base_archive())
+        if cluster.takes_images:
+            cluster.import_archive(images.base_archive())
         yield cluster
     finally:
-        if not kept:
+        if not _chosen.stays or isinstance(cluster, ForeignCluster):
             cluster.down()
 
 
 @pytest.fixture(scope="session")
-def installation(cluster: Cluster) -> Iterator[Installation]:
+def harness(cluster: Cluster) -> Cluster:
+    """The same, where it may be damaged: its nodes and its API server can be taken away."""
+    if isinstance(cluster, ForeignCluster):
+        pytest.skip("needs a cluster whose nodes and control plane it can stop; this one is somebody else's")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def installation(cluster: Cluster, _chosen: _Chosen) -> Iterator[Installation]:
     """SAIR on the cluster, every component Ready; gone again when the session ends, unless the cluster goes anyway."""
-    installation = Installation(cluster)
+    installation = Installation(cluster, kustomization(os.environ))
     installation.load_images()
     installation.apply()
     installation.wait()
     yield installation
-    installation.delete()
+    if _chosen.stays:
+        installation.delete()
 
 
 @pytest.fixture
@@ -64,6 +92,15 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     with contextlib.suppress(ClusterError):
         cluster.kubectl("delete", "pods", "--all", f"--namespace={name}", "--force", "--grace-period=0", "--wait=false")
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test finds out that the cluster lacks is a reason to skip it, as it is in a fixture."""
+    try:
+        return (yield)
+    except Unavailable as reason:
+        give_up(reason)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

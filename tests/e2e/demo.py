@@ -26,8 +26,8 @@ from controller.state import HOLD, difference
 from tests.e2e.cluster import binaries, dependencies
 from tests.e2e.cluster.cluster import BINARIES, Cluster
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.cluster.installation import Installation
-from tests.e2e.example import EXAMPLE, PIPELINE
+from tests.e2e.cluster.installation import EXAMPLE, Installation
+from tests.e2e.example import PIPELINE
 from tests.e2e.stages import give_gpus
 
 _INSTANCE = 1

@@ -2,48 +2,18 @@
 
 import json
 import math
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
-from sair.annotations import GPU_GRANTED, GPU_INDEX, GPU_RATE, STAGE
-from sair.quantities import parse_cpu
-from tests.e2e.cluster import images
+from sair.annotations import GPU_RATE, STAGE
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.cluster.installation import Installation
+from tests.e2e.cluster.installation import EXAMPLE, Installation
 from tests.e2e.pods import eventually
 
-EXAMPLE = images.REPOSITORY / "deploy" / "examples" / "overlays" / "development"
 PIPELINE = "image-classification"
 STAGES = ("preprocess", "inference", "postprocess")
-_SAMPLE_S = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The stages' pods at one moment.
-
-    Attributes:
-        at_s: monotonic seconds.
-        cores: CPU limit of all pods together, by stage.
-        replicas: pods that run, by stage.
-        shares: what is granted to all pods together, by stage.
-        overbooked: GPUs of the cluster on which more than the whole of them is granted.
-        settings: CPU limit in cores and granted share of each pod, by uid.
-        restarts: of all containers together.
-    """
-
-    at_s: float
-    cores: Mapping[str, float]
-    replicas: Mapping[str, int]
-    shares: Mapping[str, float]
-    overbooked: tuple[str, ...]
-    settings: Mapping[str, tuple[float, str]]
-    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +54,9 @@ class Example:
         cpu_ms: CPU time per request, by stage.
         gpu_ms: time per request that a whole GPU takes.
         gpu_rate: share of a GPU at the start.
+        cpu_max: most CPU a replica of a stage may get; empty: the default.
         home: node that queue and client are put on; any if empty.
+        hpa_percent: utilisation of the CPU at which the cluster's own autoscaler holds each stage; None: there is none.
     """
 
     cluster: Cluster
@@ -97,10 +69,10 @@ class Example:
     cpu_ms: Mapping[str, float] = field(default_factory=lambda: {"preprocess": 4, "inference": 1, "postprocess": 2})
     gpu_ms: float = 25
     gpu_rate: str = "0.4"
+    cpu_max: str = ""
     home: str = ""
-    samples: list[Sample] = field(default_factory=list)
+    hpa_percent: int | None = None
     _objects: list[dict[str, Any]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     def deploy(self) -> None:
         """Apply everything but the client and wait until it runs."""
@@ -110,26 +82,29 @@ class Example:
         self.cluster.apply([item for item in self._objects if item["metadata"]["name"] != "load"])
         for name in ("redis", *STAGES):
             self._kubectl("rollout", "status", f"deployment/{name}", "--timeout=90s", timeout_s=100)
+        if self.hpa_percent is not None:
+            self.cluster.apply([_hpa(self.namespace, stage, self.hpa_percent) for stage in STAGES])
 
     def start_load(self) -> None:
-        """Let the client begin, and begin to take samples."""
+        """Let the client begin."""
         self.cluster.apply([item for item in self._objects if item["metadata"]["name"] == "load"])
         eventually(lambda: self.sent() > 0, 60, "the first request")
-        self._sampler = threading.Thread(target=self._watch, daemon=True)
-        self._sampler.start()
 
     def stop_load(self) -> None:
-        """End client and sampling."""
+        """End the client."""
         self._kubectl("scale", "deployment/load", "--replicas=0")
-        self._stop.set()
-        self._sampler.join(timeout=30)
 
-    def outcome(self, slo_s: float) -> Outcome:
-        """What the run was like, up to now."""
+    def outcome(self, slo_s: float, core_s: float, share_s: float) -> Outcome:
+        """What the run was like, up to now.
+
+        Args:
+            slo_s: later than this is late.
+            core_s: core-seconds that its stages had.
+            share_s: GPU-share-seconds that they were granted.
+        """
         now = float(self._redis("TIME").split()[0])
         done = {born: float(queued) for born, queued in self._stream("results")}
         latencies = sorted(done.get(born, now) - float(born) for born, _ in self._stream(f"stage:{STAGES[0]}"))
-        core_s, share_s = self._spent()
         return Outcome(
             requests=len(latencies),
             missed=sum(latency > slo_s for latency in latencies),
@@ -146,6 +121,14 @@ class Example:
     def finished(self) -> int:
         """Requests finished so far."""
         return int(self._redis("XLEN", "results"))
+
+    def births(self) -> set[str]:
+        """When each request that was sent was due, which tells them apart."""
+        return {born for born, _ in self._stream(f"stage:{STAGES[0]}")}
+
+    def served(self) -> set[str]:
+        """The same of those that reached the end."""
+        return {born for born, _ in self._stream("results")}
 
     def pods(self) -> list[dict[str, Any]]:
         """The stages' pods that are not being deleted."""
@@ -183,6 +166,8 @@ class Example:
             if name in STAGES:
                 template["spec"]["terminationGracePeriodSeconds"] = 5
                 template["metadata"]["annotations"]["sair.dev/mode"] = self.mode
+                if self.cpu_max:
+                    template["metadata"]["annotations"]["sair.dev/cpu-max"] = self.cpu_max
                 container["args"].append(f"--cpu-ms={self.cpu_ms[name]:g}")
                 for amounts in container["resources"].values():
                     amounts["cpu"] = self.cpu[name]
@@ -195,22 +180,6 @@ class Example:
                 template["metadata"]["annotations"][GPU_RATE] = self.gpu_rate
                 container["args"].append(f"--gpu-ms={self.gpu_ms:g}")
         return item
-
-    def _watch(self) -> None:
-        while not self._stop.is_set():
-            try:
-                listed = json.loads(self.cluster.kubectl("get", "pods", "--all-namespaces", "--output=json"))["items"]
-            except ClusterError:
-                continue  # the API server is busy; the next sample counts for longer
-            self.samples.append(_sample(time.monotonic(), listed, self.namespace))
-            self._stop.wait(_SAMPLE_S)
-
-    def _spent(self) -> tuple[float, float]:
-        core_s = share_s = 0.0
-        for before, after in zip(self.samples, self.samples[1:], strict=False):
-            core_s += sum(before.cores.values()) * (after.at_s - before.at_s)
-            share_s += sum(before.shares.values()) * (after.at_s - before.at_s)
-        return core_s, share_s
 
     def _stream(self, name: str) -> list[tuple[str, str]]:
         """Fields `born` and `queued` of every entry."""
@@ -226,30 +195,19 @@ class Example:
         return self.cluster.kubectl(before, f"--namespace={self.namespace}", *rest, timeout_s=timeout_s)
 
 
-def _sample(now: float, listed: Sequence[Mapping[str, Any]], namespace: str) -> Sample:
-    cores, shares = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
-    replicas = dict.fromkeys(STAGES, 0)
-    granted: dict[str, Decimal] = {}
-    settings, restarts = {}, 0
-    for pod in listed:
-        annotations = pod["metadata"].get("annotations", {})
-        if pod["status"]["phase"] in ("Succeeded", "Failed"):
-            continue
-        share = annotations.get(GPU_GRANTED, "0")
-        if GPU_INDEX in annotations:
-            card = f"{pod['spec']['nodeName']}/{annotations[GPU_INDEX]}"
-            granted[card] = granted.get(card, Decimal(0)) + Decimal(share)
-        stage = annotations.get(STAGE)
-        if pod["metadata"]["namespace"] != namespace or stage not in replicas or "nodeName" not in pod["spec"]:
-            continue
-        limit = parse_cpu(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"]) / 1000
-        cores[stage] += limit
-        shares[stage] += float(share)
-        replicas[stage] += pod["status"]["phase"] == "Running"
-        settings[pod["metadata"]["uid"]] = (limit, share)
-        restarts += sum(each["restartCount"] for each in pod["status"].get("containerStatuses", []))
-    over = tuple(f"{card}: {share}" for card, share in granted.items() if share > 1)
-    return Sample(now, cores, replicas, shares, over, settings, restarts)
+def _hpa(namespace: str, name: str, percent: int) -> dict[str, Any]:
+    metric = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": 1,
+            "maxReplicas": 6,
+            "metrics": [{"type": "Resource", "resource": metric}],
+        },
+    }
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:

@@ -84,9 +84,10 @@ def rollout(cluster: Cluster, namespace: str, name: str, timeout_s: float = 60.0
         raise
 
 
-def pods(cluster: Cluster, namespace: str, app: str) -> list[dict[str, Any]]:
-    """The pods of an app that are not being deleted."""
-    found = cluster.kubectl("get", "pods", f"--namespace={namespace}", f"--selector=app={app}", "--output=json")
+def pods(cluster: Cluster, namespace: str, app: str | None = None) -> list[dict[str, Any]]:
+    """The pods of an app, or of all, that are not being deleted."""
+    selector = [f"--selector=app={app}"] if app is not None else []
+    found = cluster.kubectl("get", "pods", f"--namespace={namespace}", *selector, "--output=json")
     items: list[dict[str, Any]] = json.loads(found)["items"]
     return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 

@@ -7,9 +7,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
+from sair.annotations import GPU_GRANTED, GPU_INDEX
 from tests.e2e.cluster.cluster import Cluster
 
 CONTROLLER = "system:serviceaccount:sair-system:sair-controller"
@@ -28,22 +30,49 @@ class Rest:
         self._connection = _connect(cluster)
         self._headers = {"Impersonate-User": user} if user else {}
 
-    def annotate(self, namespace: str, pod: str, annotations: Mapping[str, str]) -> None:
-        """Merge annotations into a pod's.
+    def wish(self, namespace: str, pipeline: str, rates: Mapping[str, str]) -> None:
+        """Wish for shares for all of a pipeline's stages, as the controller does: in the Pipeline's status, in one change.
 
         Raises:
             AssertionError: the server refused.
         """
-        body = json.dumps({"metadata": {"annotations": dict(annotations)}})
-        headers = {**self._headers, "Content-Type": "application/merge-patch+json"}
-        self._connection.request("PATCH", f"/api/v1/namespaces/{namespace}/pods/{pod}", body, headers)
-        answer = self._connection.getresponse()
-        text = answer.read().decode()
-        assert answer.status == http.HTTPStatus.OK, text
+        stages = [{"name": stage, "gpuRate": rate} for stage, rate in rates.items()]
+        body = {
+            "apiVersion": "sair.dev/v1alpha1",
+            "kind": "Pipeline",
+            "metadata": {"name": pipeline, "namespace": namespace},
+            "status": {"mode": "auto", "stages": stages},
+        }
+        path = f"/apis/sair.dev/v1alpha1/namespaces/{namespace}/pipelines/{pipeline}/status"
+        query = "fieldManager=sair-controller&force=true"
+        self._send("PATCH", f"{path}?{query}", body, "application/apply-patch+yaml")
+
+    def create(self, namespace: str, pod: Mapping[str, Any]) -> None:
+        """Create a pod.
+
+        Raises:
+            AssertionError: the server refused.
+        """
+        self._send("POST", f"/api/v1/namespaces/{namespace}/pods", pod, "application/json")
+
+    def delete(self, namespace: str, pod: str) -> None:
+        """Delete a pod without waiting for its node.
+
+        Raises:
+            AssertionError: the server refused.
+        """
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+        self._send("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod}", body, "application/json")
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any], kind: str) -> None:
+        self._connection.request(method, path, json.dumps(body), {**self._headers, "Content-Type": kind})
+        answer = self._connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status in (http.HTTPStatus.OK, http.HTTPStatus.CREATED), text
 
 
 class PodWatch:
@@ -57,6 +86,7 @@ class PodWatch:
         self._answer = self._connection.getresponse()
         self._changed = threading.Condition()
         self._versions: list[tuple[float, dict[str, Any]]] = []
+        self._events: list[dict[str, Any]] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -76,6 +106,29 @@ class PodWatch:
         assert at is not None
         return at
 
+    def versions(self, pod: str) -> list[dict[str, Any]]:
+        """Every version of a pod so far, oldest first."""
+        with self._changed:
+            return [seen for _, seen in self._versions if seen["metadata"]["name"] == pod]
+
+    def fullest(self) -> Decimal:
+        """The most that was granted on any GPU at any moment, over all versions of all pods of the namespace."""
+        with self._changed:
+            events = list(self._events)
+        held: dict[str, tuple[tuple[str, str], Decimal]] = {}
+        most = Decimal(0)
+        for event in events:
+            pod = event["object"]
+            uid, annotations = pod["metadata"]["uid"], pod["metadata"].get("annotations", {})
+            held.pop(uid, None)
+            if event["type"] != "DELETED" and GPU_INDEX in annotations:
+                held[uid] = ((pod["spec"]["nodeName"], annotations[GPU_INDEX]), Decimal(annotations[GPU_GRANTED]))
+            shares: dict[tuple[str, str], Decimal] = {}
+            for seat, share in held.values():
+                shares[seat] = shares.get(seat, Decimal(0)) + share
+            most = max([most, *shares.values()])
+        return most
+
     def close(self) -> None:
         """Stop watching."""
         if self._connection.sock is not None:
@@ -87,9 +140,10 @@ class PodWatch:
     def _read(self) -> None:
         try:
             for line in self._answer:
-                at = time.time()
+                at, event = time.time(), json.loads(line)
                 with self._changed:
-                    self._versions.append((at, json.loads(line)["object"]))
+                    self._events.append(event)
+                    self._versions.append((at, event["object"]))
                     self._changed.notify_all()
         except (OSError, ValueError, AttributeError):
             # The connection was closed under it.

@@ -63,6 +63,26 @@ def stage(
     }
 
 
+def replica(name: str, rate: str, *, pipeline: str = "e2e", node: str | None = None) -> dict[str, Any]:
+    """A pod on its own that is the only replica of the stage of its name.
+
+    Args:
+        name: of the pod and the stage.
+        rate: share to begin with.
+        pipeline: of the stage.
+        node: where it has to be.
+    """
+    template = stage(name, {"gpu-rate": rate})["spec"]["template"]
+    own = template["metadata"]["annotations"] | {PIPELINE: pipeline}
+    where = {"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}, "annotations": own},
+        "spec": template["spec"] | where,
+    }
+
+
 def seats(pods: list[dict[str, Any]]) -> "Counter[tuple[str, str]]":
     """How many of these pods each GPU has, by node and index; those without a GPU are not counted."""
     placed = [pod for pod in pods if GPU_INDEX in pod["metadata"].get("annotations", {})]

@@ -1,13 +1,11 @@
 """`kubectl apply -k` brings SAIR up, changes nothing when repeated, and takes everything away again."""
 
-import time
-
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.installation import Installation
 
 
-def test_every_component_becomes_ready_within_a_minute(installation: Installation) -> None:
-    # The fixture applied it to a cluster that knew nothing of SAIR and waited; see how long that took.
+def test_every_component_becomes_ready(installation: Installation) -> None:
+    # The fixture applied it to a cluster that knew nothing of SAIR, and waited.
     assert {name for _, _, name in installation.workloads()} == {
         "sair-agent",
         "sair-controller",
@@ -50,8 +48,8 @@ def test_deleting_it_removes_everything_and_it_can_be_installed_anew(
         "get", "mutatingwebhookconfigurations,validatingadmissionpolicies,priorityclasses,crds", "--output=name"
     )
 
-    begin = time.monotonic()
     installation.apply()
     installation.wait()
+    assert installation.ready_after_s is not None
     # The bar on an idle machine, images loaded, is 60 s.
-    assert time.monotonic() - begin < 90
+    assert installation.ready_after_s < 90

@@ -1,49 +1,32 @@
-"""A wish for another share of a GPU, on its way from the API server to the file that the hook reads."""
+"""A wish for another share of a GPU, on its way from the Pipeline's status to what the GPU really does; and wishes that compete."""
 
+import random
 import statistics
+import threading
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 
 from sair.annotations import GPU_GRANTED, GPU_RATE
+from tests.e2e import gpu_pods
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.images import BASE_IMAGE
 from tests.e2e.cluster.installation import Installation
-from tests.e2e.pods import RESTRICTED_CONTAINER, create, eventually, pods, rollout
+from tests.e2e.gpu_pods import BIN_NS, PIPELINE_NAME, Change
+from tests.e2e.pods import create, eventually, pods
 from tests.e2e.rest import CONTROLLER, PodWatch, Rest
-from tests.e2e.stages import give_gpus, overbooked, seats, stage
+from tests.e2e.stages import give_gpus, overbooked, replica, seats
 
-REPLICAS, ROUNDS = 10, 10
-# kubelet takes up a second change of a pod only after its next look at all containers, one second after the last. A controller
-# that decides every few seconds meets a kubelet at rest, so the rounds here are as far apart.
+PODS, ROUNDS, RACES = 10, 10, 100
+# A controller that decides every few seconds meets a kubelet at rest, so the rounds here are as far apart.
 _PAUSE_S = 1.5
-# The wish and the grant are two changes of one pod within milliseconds. When kubelet is still writing the file for the first
-# as the second arrives, it now and then forgets the second until its next regular look at the pod, about a minute later.
-_KUBELET_FORGETS_FOR_S = 100.0
-# Looks at the grant every 2 ms, which is far below what is measured, writes down when it changed, and tells whoever asks.
-_OBSERVER = """
-import http.server, threading, time
-seen = []
-class Tell(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(''.join(seen).encode())
-    def log_message(self, *_):
-        pass
-threading.Thread(target=http.server.HTTPServer(('', 8000), Tell).serve_forever, daemon=True).start()
-last = None
-while True:
-    now = open('/etc/sair/gpu-granted').read()
-    if now != last:
-        last = now
-        seen.append(f'{time.time()} {now}\\n')
-    time.sleep(0.002)
-"""
+# What is measured is how long it takes, not whether a busy machine is late once.
+_LATE_S = 100.0
+_WINDOW = 100
+"""Bins of a millisecond over which a share is a share."""
+_CLOSE = 0.03
 
 
 @pytest.fixture(autouse=True)
@@ -54,103 +37,207 @@ def _a_gpu(cluster: Cluster, installation: Installation) -> Iterator[None]:
     give_gpus(cluster, per_node=0)
 
 
-def test_a_changed_wish_reaches_the_container_in_a_fraction_of_a_second(
+def test_a_wish_is_one_change_of_its_pod_and_in_force_in_a_fraction_of_a_second(
     cluster: Cluster, namespace: str, record_property: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    create(cluster, namespace, _observer("live", REPLICAS))
-    rollout(cluster, namespace, "live", timeout_s=120)
-    addresses = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in pods(cluster, namespace, "live")}
+    gpu_pods.prepare(cluster, namespace)
+    names = [f"live-{number}" for number in range(PODS)]
+    # Placed with the most that they will be wished to have, so that every raise fits.
+    create(cluster, namespace, gpu_pods.pipeline(), *(gpu_pods.busy_pod(name, "0.4") for name in names))
+    addresses = gpu_pods.addresses(cluster, namespace, names)
 
-    controller = Rest(cluster, user=CONTROLLER)
-    watch = PodWatch(cluster, namespace)
-    to_grant: list[float] = []
-    to_file: list[float] = []
+    controller, watch = Rest(cluster, user=CONTROLLER), PodWatch(cluster, namespace)
+    wishes = dict.fromkeys(names, "0.4")
+    legs: dict[str, list[float]] = {"patch to grant": [], "grant to file": [], "file to share": [], "all of it": []}
     try:
         for round_ in range(ROUNDS):
             time.sleep(_PAUSE_S)
             rate = f"0.{2 + round_ % 3}"
+            asked: dict[str, float] = {}
             granted: dict[str, float] = {}
-            for name in addresses:
-                asked = time.time()
-                controller.annotate(namespace, name, {GPU_RATE: rate})
-                granted[name] = watch.first(partial(_has, name, GPU_GRANTED, rate), asked)
-                to_grant.append(granted[name] - asked)
+            for name in names:
+                wishes[name] = rate
+                asked[name] = time.time()
+                controller.wish(namespace, PIPELINE_NAME, wishes)
+                granted[name] = watch.first(partial(_is_granted, name, rate), asked[name])
             for name, address in addresses.items():
-                eventually(partial(_shows, address, rate), _KUBELET_FORGETS_FOR_S, f"{rate} in the file")
-                to_file.append(_seen(address)[-1][0] - granted[name])
+                eventually(partial(_shows, address, rate), _LATE_S, f"{rate} in the file")
+                change = gpu_pods.changes(address)[-1]
+                share_s = _until_in_force(address, change)
+                legs["patch to grant"].append(granted[name] - asked[name])
+                legs["grant to file"].append(change.unix_s - granted[name])
+                legs["file to share"].append(share_s)
+                legs["all of it"].append(change.unix_s - asked[name] + share_s)
+        # The wish and its grant are one change: no version of any pod has one without the other.
+        for name in names:
+            told = [pod["metadata"]["annotations"] for pod in watch.versions(name)]
+            assert all(one[GPU_RATE] == one[GPU_GRANTED] for one in told if GPU_GRANTED in one)
     finally:
         watch.close()
         controller.close()
 
-    for leg, seconds in (("patch to grant", to_grant), ("grant to file", to_file)):
+    for leg, seconds in legs.items():
         figures = f"median {_ms(statistics.median(seconds))}, p99 {_ms(statistics.quantiles(seconds, n=100)[-1])}"
         record_property(leg, figures)
         with capsys.disabled():
             print(f"\n{leg}: {figures} over {len(seconds)} changes")
-    assert statistics.median(to_grant) < 0.25
-    assert statistics.median(to_file) < 1.5
+    assert statistics.median(legs["patch to grant"]) < 0.1
+    assert statistics.median(legs["grant to file"]) < 0.25
+    assert statistics.median(legs["file to share"]) < 0.25
 
 
-def test_a_raise_that_does_not_fit_is_not_granted_until_there_is_room(cluster: Cluster, namespace: str) -> None:
+def test_a_raise_that_does_not_fit_shows_on_its_pod_and_is_granted_when_there_is_room(
+    cluster: Cluster, namespace: str
+) -> None:
     give_gpus(cluster, per_node=1)
     create(
         cluster,
         namespace,
-        stage("wide", {"gpu-rate": "0.6"}, replicas=2),
-        stage("narrow", {"gpu-rate": "0.3"}, replicas=2),
+        gpu_pods.pipeline(),
+        replica("wide", "0.6", node="node0"),
+        replica("narrow", "0.3", node="node0"),
     )
-    eventually(lambda: _placed(cluster, namespace, "wide", "narrow") == 4, 60, "four pods on GPUs")
-    raised = pods(cluster, namespace, "narrow")[0]
-    seat = next(iter(seats([raised])))
-    (neighbour,) = [pod for pod in pods(cluster, namespace, "wide") if next(iter(seats([pod]))) == seat]
-    controller = Rest(cluster, user=CONTROLLER)
+    eventually(lambda: sum(seats(pods(cluster, namespace)).values()) == 2, 60, "two pods on one GPU")
+    controller, watch = Rest(cluster, user=CONTROLLER), PodWatch(cluster, namespace)
     try:
-        controller.annotate(namespace, raised["metadata"]["name"], {GPU_RATE: "0.7"})
+        controller.wish(namespace, PIPELINE_NAME, {"narrow": "0.7"})
+        watch.first(lambda pod: _annotation(pod, "narrow", GPU_RATE) == "0.7", 0.0)
         time.sleep(3)
-        assert _granted(cluster, namespace, "narrow", raised) == "0.3"
-        assert overbooked(cluster) == {}
+        assert _annotation(watch.versions("narrow")[-1], "narrow", GPU_GRANTED) == "0.3"
 
         # The neighbour gives way, and the wish that waited is granted.
-        controller.annotate(namespace, neighbour["metadata"]["name"], {GPU_RATE: "0.3"})
-        eventually(lambda: _granted(cluster, namespace, "narrow", raised) == "0.7", 20, "the raise")
+        controller.wish(namespace, PIPELINE_NAME, {"narrow": "0.7", "wide": "0.3"})
+        watch.first(partial(_is_granted, "narrow", "0.7"), 0.0)
+        assert watch.fullest() <= 1
     finally:
+        watch.close()
         controller.close()
 
 
-def _observer(name: str, replicas: int) -> dict[str, Any]:
-    deployment = stage(name, {"gpu-rate": "0.1"}, replicas=replicas)
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    container |= {
-        "image": BASE_IMAGE,
-        "command": ["python3", "-c", _OBSERVER],
-        "resources": {"requests": {"cpu": "50m", "memory": "32Mi"}},
-        "securityContext": RESTRICTED_CONTAINER,
-    }
-    return deployment
+def test_two_raises_and_a_bind_race_for_the_last_share_a_hundred_times(
+    cluster: Cluster, namespace: str, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever wins: never over 1, at any version of any pod, and no wish is lost once there is room for it."""
+    give_gpus(cluster, per_node=1)
+    pipelines = [{**gpu_pods.pipeline(), "metadata": {"name": name}} for name in ("left", "right")]
+    create(
+        cluster,
+        namespace,
+        *pipelines,
+        replica("left", "0.3", pipeline="left", node="node0"),
+        replica("right", "0.4", pipeline="right", node="node0"),
+    )
+    eventually(lambda: sum(seats(pods(cluster, namespace)).values()) == 2, 60, "two pods on one GPU")
+    # Three connections, so that nobody waits for another; the same luck in every run.
+    left, right, user = Rest(cluster, user=CONTROLLER), Rest(cluster, user=CONTROLLER), Rest(cluster)
+    watch, chance = PodWatch(cluster, namespace), random.Random(7)
+    winners = {"left": 0, "right": 0, "late": 0}
+    try:
+        for number in range(RACES):
+            late, began = f"late-{number}", time.time()
+            _at_once(
+                chance,
+                (0.1, lambda: left.wish(namespace, "left", {"left": "0.6"})),
+                (0.1, lambda: right.wish(namespace, "right", {"right": "0.7"})),
+                (0.0, partial(user.create, namespace, replica(late, "0.3", node="node0"))),
+            )
+            contenders = {late: "0.3", "left": "0.6", "right": "0.7"}
+            watch.first(lambda pod, rates=contenders: _any_granted(pod, rates), began)  # type: ignore[misc]  # bound here
+            won = next(name for name, rate in contenders.items() if _now(watch, name) == rate)
+            winners["late" if won == late else won] += 1
+            # Whether the late one got it or not: without it one raise fits, and without that one the other.
+            user.delete(namespace, late)
+            raises = {"left": "0.6", "right": "0.7"}
+            watch.first(lambda pod, rates=raises: _any_granted(pod, rates), began)  # type: ignore[misc]  # bound here
+            first = "left" if _now(watch, "left") == "0.6" else "right"
+            if first == "left":
+                left.wish(namespace, "left", {"left": "0.3"})
+                watch.first(partial(_is_granted, "right", "0.7"), began)
+                right.wish(namespace, "right", {"right": "0.4"})
+            else:
+                right.wish(namespace, "right", {"right": "0.4"})
+                watch.first(partial(_is_granted, "left", "0.6"), began)
+                left.wish(namespace, "left", {"left": "0.3"})
+            _both_at_rest(watch, {"left": "0.3", "right": "0.4"})
+        assert watch.fullest() <= 1
+    finally:
+        watch.close()
+        for one in (left, right, user):
+            one.close()
+    record_property("winners", winners)
+    with capsys.disabled():
+        print(f"\nwinners of {RACES} races: {winners}")
+    # It was a race: nobody wins or loses every time.
+    assert all(winners.values())
 
 
-def _seen(address: str) -> list[tuple[float, str]]:
-    """When the file in the container changed, and to what."""
-    with urllib.request.urlopen(f"http://{address}:8000/", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return [(float(at), rate) for at, _, rate in (line.partition(" ") for line in lines)]
+def _at_once(chance: random.Random, *acts: tuple[float, Callable[[], None]]) -> None:
+    """Do all of these side by side, each after a random part of its longest delay in seconds.
+
+    Raises:
+        AssertionError: one failed.
+    """
+    failed: list[BaseException] = []
+
+    def do(delay_s: float, act: Callable[[], None]) -> None:
+        time.sleep(delay_s)
+        try:
+            act()
+        except AssertionError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=do, args=(chance.uniform(0, longest_s), act)) for longest_s, act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+def _both_at_rest(watch: PodWatch, rates: dict[str, str]) -> None:
+    for name, rate in rates.items():
+        eventually(lambda name=name, rate=rate: _now(watch, name) == rate, 20, f"{name} at {rate}")  # type: ignore[misc]  # bound here
+
+
+def _until_in_force(address: str, change: Change) -> float:
+    """Seconds from a change of the grant file until the GPU is busy for that share of the time.
+
+    Raises:
+        AssertionError: it is not within two seconds.
+    """
+    rate, asked_for = float(change.rate), 2_000 + _WINDOW
+    eventually(lambda: gpu_pods.now_ns(address) > change.monotonic_ns + asked_for * BIN_NS, 10, "two seconds to pass")
+    bins = gpu_pods.busy(address, change.monotonic_ns, asked_for)
+    for begin in range(asked_for - _WINDOW):
+        if abs(_share(bins[begin : begin + _WINDOW]) - rate) <= _CLOSE:
+            return begin / 1000
+    raise AssertionError(f"{rate} asked for; a second later the GPU was busy for {_share(bins[1000:]):.3f} of the time")
+
+
+def _share(bins: Sequence[int]) -> float:
+    return sum(bins) / (len(bins) * BIN_NS)
 
 
 def _shows(address: str, rate: str) -> bool:
-    return _seen(address)[-1][1] == rate
+    return gpu_pods.changes(address)[-1].rate == rate
 
 
-def _has(name: str, annotation: str, value: str, pod: dict[str, Any]) -> bool:
-    return bool(pod["metadata"]["name"] == name and pod["metadata"]["annotations"].get(annotation) == value)
+def _annotation(pod: dict[str, Any], name: str, key: str) -> str | None:
+    metadata = pod["metadata"]
+    return metadata.get("annotations", {}).get(key) if metadata["name"] == name else None
 
 
-def _placed(cluster: Cluster, namespace: str, *apps: str) -> int:
-    return sum(sum(seats(pods(cluster, namespace, app)).values()) for app in apps)
+def _is_granted(name: str, rate: str, pod: dict[str, Any]) -> bool:
+    return _annotation(pod, name, GPU_GRANTED) == rate
 
 
-def _granted(cluster: Cluster, namespace: str, app: str, wanted: dict[str, Any]) -> str:
-    names = {pod["metadata"]["name"]: pod for pod in pods(cluster, namespace, app)}
-    return str(names[wanted["metadata"]["name"]]["metadata"]["annotations"][GPU_GRANTED])
+def _any_granted(pod: dict[str, Any], rates: dict[str, str]) -> bool:
+    return any(_is_granted(name, rate, pod) for name, rate in rates.items())
+
+
+def _now(watch: PodWatch, name: str) -> str | None:
+    versions = watch.versions(name)
+    return _annotation(versions[-1], name, GPU_GRANTED) if versions else None
 
 
 def _ms(seconds: float) -> str:

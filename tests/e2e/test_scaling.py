@@ -1,122 +1,109 @@
-"""The example pipeline under a ramp: with SAIR, with nothing, and with the cluster's own autoscaler on CPU."""
+"""The example pipeline under a ramp: with SAIR, with nothing, and with the cluster's own autoscaler on CPU, side by side."""
 
 import json
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import Installation
+from tests.e2e.controller import redis, short_rounds
 from tests.e2e.example import HEADER, PIPELINE, STAGES, Example
-from tests.e2e.pods import eventually, execute, ready, rollout
-from tests.e2e.stages import give_gpus, overbooked
+from tests.e2e.pods import execute, ready
+from tests.e2e.sampling import Sample, Sampler
+from tests.e2e.stages import give_gpus
 
-SYSTEM = "sair-system"
 SLO_S = 0.5
-# What the stages start with serves about 14 requests a second. All of it together takes a third of a core at the most.
-# The peak lasts long enough for what was added to pay off.
-RAMP = "0 5\n15 9\n27 14\n39 20\n71 5\n82 0\n"
-RAMP_S = 84.0
-# Rounds short enough that a minute holds several.
-FAST = {"SAIR_CONTROLLER_INTERVAL_S": "8", "SAIR_CONTROLLER_WINDOW_S": "5", "SAIR_CONTROLLER_REFLEX_INTERVAL_S": "1"}
+# From 5 to 20 requests a second in 48 s, then 20 for as long as what was added needs to pay off. What the stages start with
+# serves about 15. With the cluster itself, all three take little more than one core.
+_STEPS = 15
+RAMP = "".join(f"{12 + 3.2 * step:g} {5 + step}\n" for step in range(1, _STEPS + 1))
+RAMP = f"0 5\n{RAMP}78 5\n88 0\n"
+RAMP_S = 90.0
+HPA_PERCENT = 60
+_TOO_BUSY = 0.8
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _fast_controller(cluster: Cluster, installation: Installation) -> Iterator[None]:
     """GPUs on paper and short rounds; afterwards as it was."""
-    give_gpus(cluster, per_node=2)
-    _set(cluster, [f"{name}={value}" for name, value in FAST.items()])
-    yield
-    _set(cluster, [f"{name}-" for name in FAST])
+    give_gpus(cluster, per_node=4)
+    with short_rounds(cluster):
+        yield
     give_gpus(cluster, per_node=0)
 
 
-@pytest.mark.timeout(600)
-def test_under_a_ramp_sair_keeps_up_where_the_same_pipeline_without_a_scaler_does_not(
+@pytest.mark.timeout(400)
+def test_under_a_ramp_sair_keeps_the_slo_where_the_same_pipeline_without_it_does_not(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcomes = {}
-    scaled = Example(cluster, "e2e-scaling-sair", RAMP)
+    cluster.install_metrics_server()
+    examples = {
+        "SAIR": Example(cluster, "e2e-scaling-sair", RAMP),
+        "none": Example(cluster, "e2e-scaling-none", RAMP, mode="off"),
+        f"HPA on CPU, {HPA_PERCENT} %": Example(cluster, "e2e-scaling-hpa", RAMP, mode="off", hpa_percent=HPA_PERCENT),
+    }
+    scaled = examples["SAIR"]
     try:
-        outcomes["SAIR"] = _run(scaled)
-        _assert_scaled_in_place(cluster, scaled)
+        before = _cpu_s()
+        sampler = side_by_side(list(examples.values()))
+        busy = _busy(before, _cpu_s())
+        outcomes = {name: each.outcome(SLO_S, *sampler.spent(each.namespace)) for name, each in examples.items()}
+        table = "\n".join([HEADER, *(f"| {name} | {each.row} |" for name, each in outcomes.items())])
+        report = tmp_path_factory.mktemp("scaling") / "scalers.md"
+        report.write_text(f"{table}\n")
+        with capsys.disabled():
+            print(f"\n{table}\n({report}; the machine was busy to {busy:.0%})")
+        assert sampler.overbooked() == []
+        _assert_scaled_in_place(cluster, scaled, sampler.of(scaled.namespace))
         _assert_decisions_can_be_seen(cluster, scaled)
     finally:
-        scaled.delete()
-    for name, target in (("none", None), ("HPA on CPU, 60 %", 60)):
-        other = Example(cluster, f"e2e-scaling-{'hpa' if target else 'none'}", RAMP, mode="off")
-        try:
-            outcomes[name] = _run(other, target)
-        finally:
-            other.delete()
+        for each in examples.values():
+            each.delete()
 
-    table = "\n".join([HEADER, *(f"| {name} | {each.row} |" for name, each in outcomes.items())])
-    report = tmp_path_factory.mktemp("scaling") / "scalers.md"
-    report.write_text(f"{table}\n")
-    with capsys.disabled():
-        print(f"\n{table}\n({report})")
-    assert outcomes["SAIR"].missed < outcomes["none"].missed
-    assert outcomes["SAIR"].p99_s < outcomes["none"].p99_s
+    sair, nothing, hpa = outcomes.values()
+    assert nothing.p99_s > 2 * SLO_S
+    assert hpa.p99_s > SLO_S or (hpa.core_s > sair.core_s and hpa.share_s > sair.share_s)
+    assert sair.missed < nothing.missed / 5
+    # Where others keep the machine busy, requests wait for its processors, and no scaler of pods can help.
+    if busy < _TOO_BUSY:
+        assert sair.p99_s <= SLO_S
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("loss", ["drained", "killed"])
-def test_a_node_that_goes_in_the_middle_of_a_ramp_takes_no_capacity_with_it(
-    cluster: Cluster, installation: Installation, loss: str
-) -> None:
-    stays, goes = (node.name for node in cluster.nodes)
-    example = Example(cluster, f"e2e-scaling-{loss}", "0 4\n20 9\n300 9\n", home=stays)
-    try:
-        example.deploy()
-        example.start_load()
-        time.sleep(25)
-        if loss == "drained":
-            command = ["drain", goes, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=90s"]
-            cluster.kubectl(*command, timeout_s=100)
-        else:
-            cluster.kill_node(1)
-        eventually(lambda: _runs_on(example, stays), 120, f"every stage Ready on {stays}")
-
-        before = example.finished()
-        eventually(lambda: example.finished() > before + 50, 60, "work goes on")
-        example.stop_load()
-        assert [sample.overbooked for sample in example.samples if sample.overbooked] == []
-        assert overbooked(cluster) == {}
-    finally:
-        if loss == "killed":
-            cluster.start_node(1)
-        cluster.kubectl("uncordon", goes)
-        cluster.wait_for_nodes()
-        example.delete()
-        installation.wait()
+def side_by_side(examples: Sequence[Example]) -> Sampler:
+    """Run the ramp through all of them at the same time, on the same machine; returns what they had."""
+    with ThreadPoolExecutor(len(examples)) as pool:
+        list(pool.map(Example.deploy, examples))
+        with Sampler(examples[0].cluster, [each.namespace for each in examples]) as sampler:
+            list(pool.map(Example.start_load, examples))
+            time.sleep(RAMP_S)
+        list(pool.map(Example.stop_load, examples))
+    return sampler
 
 
-def _run(example: Example, hpa_percent: int | None = None) -> Any:
-    cluster = example.cluster
-    example.deploy()
-    if hpa_percent:
-        cluster.install_metrics_server()
-        rollout(cluster, "kube-system", "metrics-server")
-        cluster.apply([_hpa(example.namespace, stage, hpa_percent) for stage in STAGES])
-    example.start_load()
-    time.sleep(RAMP_S)
-    example.stop_load()
-    assert [sample.overbooked for sample in example.samples if sample.overbooked] == []
-    return example.outcome(SLO_S)
+def _cpu_s() -> list[int]:
+    """The machine's processor time since it started, by what it was spent on, in ticks."""
+    return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
 
 
-def _assert_scaled_in_place(cluster: Cluster, example: Example) -> None:
+def _busy(before: list[int], after: list[int]) -> float:
+    """Share of the processors' time that was neither idle nor spent waiting for a disk."""
+    spent = [late - early for early, late in zip(before, after, strict=True)]
+    return 1 - (spent[3] + spent[4]) / sum(spent)
+
+
+def _assert_scaled_in_place(cluster: Cluster, example: Example, samples: Sequence[Sample]) -> None:
     seen: dict[str, set[tuple[float, str]]] = {}
-    for sample in example.samples:
+    for sample in samples:
         for uid, setting in sample.settings.items():
             seen.setdefault(uid, set()).add(setting)
     # Pods that lived through a change, and none that was restarted for it.
     assert any(len({cpu for cpu, _ in each}) > 1 for each in seen.values()), "CPU of a live pod changed"
     assert any(len({share for _, share in each}) > 1 for each in seen.values()), "share of a live pod changed"
-    assert {sample.restarts for sample in example.samples} == {0}
+    assert {sample.restarts for sample in samples} == {0}
     for pod in example.pods():
         granted = pod["metadata"]["annotations"].get("sair.dev/gpu-granted")
         if granted and ready(pod):
@@ -132,37 +119,9 @@ def _assert_decisions_can_be_seen(cluster: Cluster, example: Example) -> None:
     assert {stage["name"] for stage in status["stages"]} == set(STAGES)
     assert status["p99Seconds"] > 0
     events = json.loads(cluster.kubectl("get", "events", f"--namespace={example.namespace}", "--output=json"))["items"]
-    told = {event["reason"] for event in events if event["involvedObject"]["kind"] == "Pipeline"}
-    assert told & {"Scaled", "Reflex"}
+    told = [event for event in events if event["involvedObject"]["kind"] == "Pipeline"]
+    assert {event["reason"] for event in told} & {"Scaled", "Reflex"}
+    # Each decision in its own words, not only the first of a series.
+    assert len({event["message"] for event in told if event["reason"] in ("Scaled", "Reflex")}) >= 3
     journal = f"sair:{{{example.namespace}/{PIPELINE}}}:decisions"
-    command = ["redis-cli", "--user", "sair", "--no-auth-warning", "XLEN", journal]
-    in_redis = cluster.kubectl("exec", "sair-redis-0", f"--namespace={SYSTEM}", "--container=redis", "--", *command)
-    assert int(in_redis) >= status["lastDecision"]["round"]
-
-
-def _runs_on(example: Example, node: str) -> bool:
-    try:
-        pods = [pod for pod in example.pods() if pod["spec"].get("nodeName") == node and ready(pod)]
-    except ClusterError:
-        return False
-    return {pod["metadata"]["annotations"]["sair.dev/stage"] for pod in pods} == set(STAGES)
-
-
-def _hpa(namespace: str, name: str, percent: int) -> dict[str, Any]:
-    metric = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
-            "minReplicas": 1,
-            "maxReplicas": 6,
-            "metrics": [{"type": "Resource", "resource": metric}],
-        },
-    }
-
-
-def _set(cluster: Cluster, variables: list[str]) -> None:
-    cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={SYSTEM}", *variables)
-    rollout(cluster, SYSTEM, "sair-controller", timeout_s=90)
+    assert int(redis(cluster, "XLEN", journal)) >= status["lastDecision"]["round"]

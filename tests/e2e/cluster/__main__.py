@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.e2e.cluster import binaries, dependencies
+from tests.e2e.cluster import binaries, dependencies, images
 from tests.e2e.cluster.cluster import BINARIES, Cluster
 from tests.e2e.cluster.control_plane import ControlPlane, discard
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.cluster.installation import Installation
+from tests.e2e.cluster.installation import DEVELOPMENT, EXAMPLE, Installation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(run=_up)
     down = commands.add_parser("down", help="remove every trace of the cluster, also after a crash")
     down.set_defaults(run=lambda options: Cluster(options.instance).down())
+    take = commands.add_parser("import", help="import an image archive into every node of the cluster that is up")
+    take.add_argument("archive", type=Path)
+    take.set_defaults(run=lambda options: Cluster(options.instance).import_archive(options.archive))
+    archives = commands.add_parser("images", help="build all images and print their archives, to load them elsewhere")
+    archives.set_defaults(run=_images)
     status = commands.add_parser("status", help="what runs and what would have to be built")
     status.set_defaults(run=_status)
     kubeconfig = commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
@@ -75,6 +80,15 @@ def _up(options: argparse.Namespace) -> None:
         installation.apply()
         installation.wait()
     print(f"export KUBECONFIG={cluster.kubeconfig}\nexport PATH={cluster.kubectl_path.parent}:$PATH")
+
+
+def _images(options: argparse.Namespace) -> None:
+    cluster = Cluster(options.instance)
+    rendered = "".join(cluster.kubectl("kustomize", str(folder)) for folder in (DEVELOPMENT, EXAMPLE))
+    print(images.base_archive())
+    for name, recipe in images.named_in(rendered).items():
+        print(images.archive(recipe(name)))
+    print(images.archive(images.pause()))
 
 
 def _status(options: argparse.Namespace) -> None:

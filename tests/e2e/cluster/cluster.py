@@ -11,11 +11,13 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from tests.e2e.cluster import addons, binaries, cgroups, components, dependencies, images
 from tests.e2e.cluster.components import PORT
@@ -40,6 +42,15 @@ BINARIES = (
 )
 
 
+class Named(Protocol):
+    """A node, as tests know it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in Kubernetes."""
+        ...
+
+
 class Cluster:
     """One of the few clusters that fit on this machine; each instance has names and addresses of its own."""
 
@@ -56,6 +67,7 @@ class Cluster:
             raise ValueError(f"cluster instance {instance} is not between {INSTANCES.start} and {INSTANCES.stop - 1}")
         self.instance = instance
         self._fabric = Fabric(instance)
+        self._importing = threading.Lock()
         parent = os.environ.get("SAIR_CLUSTER_DIR")
         self.directory = (Path(parent) if parent else binaries.cache_root()) / f"cluster-{instance}"
         self.kubeconfig = self.directory / "kubeconfig"
@@ -65,8 +77,17 @@ class Cluster:
         self.url = components.server_url(self.address)
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> Sequence[Named]:
         """Its nodes."""
+        return self._nodes
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether images are built here and imported into its nodes."""
+        return True
+
+    @property
+    def _nodes(self) -> list[Node]:
         table = self._table()
         return [Node(number, self.directory / f"node{number}", self._fabric, table) for number in range(NODES)]
 
@@ -132,12 +153,14 @@ class Cluster:
         """Import an image archive into every node."""
         self._import([archive])
 
-    def install_metrics_server(self) -> None:
-        """Bring metrics-server up beside the cluster's own add-ons."""
+    def install_metrics_server(self, *, wait: bool = True) -> None:
+        """Bring metrics-server up beside the cluster's own add-ons; without `wait` return before it is ready."""
         binaries.require(["metrics-server"])
         image = images.metrics_server()
         self.load(image)
         self.apply(addons.metrics(image.tag))
+        if wait:
+            self.kubectl("rollout", "status", "deployment/metrics-server", "--namespace=kube-system", "--timeout=50s")
 
     def stop(self, component: str) -> None:
         """Kill `etcd`, `kube-apiserver`, `kube-controller-manager` or `kube-scheduler`, until `start` brings it back."""
@@ -150,12 +173,12 @@ class Cluster:
 
     def kill_node(self, number: int) -> None:
         """Take a node away as a power cut does."""
-        self.nodes[number].kill()
+        self._nodes[number].kill()
 
     def start_node(self, number: int) -> None:
         """Bring a killed node back, with its images."""
         programs = binaries.require(BINARIES)
-        self.nodes[number].start(programs["kubelet"], programs["kube-proxy"])
+        self._nodes[number].start(programs["kubelet"], programs["kube-proxy"])
 
     def wait_for_nodes(self, timeout_s: float = 60.0) -> None:
         """Return once every node is Ready.
@@ -168,7 +191,7 @@ class Cluster:
             jsonpath = '{range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {end}'
             return self.kubectl("get", "nodes", f"--output=jsonpath={jsonpath}").split() == ["True"] * NODES
 
-        wait_until(ready, timeout_s, lambda: "\n".join(f"{node.name}: {node.tail('kubelet')}" for node in self.nodes))
+        wait_until(ready, timeout_s, lambda: "\n".join(f"{node.name}: {node.tail('kubelet')}" for node in self._nodes))
 
     def leftovers(self) -> list[str]:
         """Every trace of a cluster on this machine, in words: processes, namespaces, interfaces, cgroups, mounts, files."""
@@ -189,7 +212,7 @@ class Cluster:
         table = self._table()
         table.start("etcd", self._command("etcd", programs))
         table.start("kube-apiserver", self._command("kube-apiserver", programs))
-        for node in self.nodes:
+        for node in self._nodes:
             node.prepare(authority, self.url)
             node.start(programs["kubelet"], programs["kube-proxy"])
         watch("processes started")
@@ -213,13 +236,13 @@ class Cluster:
                 node.import_image(archive)
             node.images_imported()
 
-        with ThreadPoolExecutor(max_workers=NODES) as pool:
-            list(pool.map(into, self.nodes))
+        with self._importing, ThreadPoolExecutor(max_workers=NODES) as pool:
+            list(pool.map(into, self._nodes))
 
     def _down(self) -> None:
-        recorded = self._recorded()
-        for process in reversed(recorded):
-            process.kill()
+        # All at once: the kernel takes seconds to end a node's containers and undo their mounts.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Identity.kill, self._recorded()))
         # What was started but not yet written down when the harness was killed. Killing a node's root ends its tree.
         deadline = time.monotonic() + 10
         while pids := self._fabric.processes():
@@ -234,8 +257,16 @@ class Cluster:
         self._fabric.remove()
         for point in _mounts_below(self.directory):
             subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        """Remove the directory; the nodes' images are tens of thousands of files, so all nodes' at the same time."""
+        if not self.directory.exists():
+            return
+        removals = [subprocess.Popen(["rm", "-rf", "--one-file-system", path]) for path in self.directory.glob("node*")]
+        for removal in removals:
+            removal.wait()
+        shutil.rmtree(self.directory)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -261,7 +292,7 @@ class Cluster:
         said = [f"{name}:\n{self._table().tail(name, 8)}" for name in ("etcd", "kube-apiserver", "node0", "node1")]
         said += [
             f"{node.name} {daemon}:\n{node.tail(daemon, 8)}"
-            for node in self.nodes
+            for node in self._nodes
             for daemon in ("containerd", "kubelet")
         ]
         return "\n\n".join(said)

@@ -1,7 +1,8 @@
 """SAIR on the cluster: a kustomization applied with images built from this checkout."""
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,18 @@ from tests.e2e.cluster.errors import ClusterError
 DEVELOPMENT = images.REPOSITORY / "deploy" / "overlays" / "development"
 """The overlay for a cluster on one machine, whose images are built there."""
 
+EXAMPLE = images.REPOSITORY / "deploy" / "examples" / "overlays" / "development"
+"""The example pipeline, likewise."""
+
+KUSTOMIZATION = "SAIR_E2E_KUSTOMIZATION"
+"""Another overlay for the tests to install, such as one that names a registry of one's own."""
+
 _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
+
+
+def kustomization(environment: Mapping[str, str]) -> Path:
+    """The overlay that the tests install."""
+    return Path(environment.get(KUSTOMIZATION) or DEVELOPMENT).absolute()
 
 
 class Installation:
@@ -34,13 +46,18 @@ class Installation:
         offline = ["create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-"]
         self.objects: list[dict[str, Any]] = _documents(cluster.kubectl(*offline, stdin=rendered))
         """What the kustomization renders to."""
+        self._applied_s = 0.0
+        self.ready_after_s: float | None = None
+        """Seconds from the latest `apply` to the end of the `wait` after it; None before that."""
 
     def load_images(self) -> None:
-        """Build every image that it names and import it into every node."""
-        self._load(self._images)
+        """Build every image that it names and import it into every node, unless the nodes get them elsewhere."""
+        if self.cluster.takes_images:
+            self._load(self._images)
 
     def apply(self) -> str:
         """Apply it; returns what kubectl said of each object."""
+        self._applied_s = time.monotonic()
         return self.cluster.kubectl("apply", f"--kustomize={self.kustomization}", timeout_s=120)
 
     def wait(self, timeout_s: float = 120.0) -> None:
@@ -52,6 +69,7 @@ class Installation:
         # Together, so that the time is the slowest one's and not the sum.
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda workload: self._wait_for(workload, timeout_s), self.workloads()))
+        self.ready_after_s = time.monotonic() - self._applied_s
 
     def delete(self) -> None:
         """Delete everything of it and wait until it is gone."""

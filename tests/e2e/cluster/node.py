@@ -96,15 +96,22 @@ class Node:
         self.table.start(self.name, [*self.fabric.enter(self.number), *namespaces, *script])
 
     def import_image(self, archive: Path) -> None:
-        """Load an image archive into its containerd.
+        """Load an image archive into its containerd, unless that was done before.
 
         Raises:
             ClusterError: containerd refused it.
         """
+        state = archive.stat()
+        # An archive that was built anew has another time, and its tag may have moved on in between.
+        done_before = self.directory / "imported" / f"{archive.name}-{state.st_size}-{state.st_mtime_ns}"
+        if done_before.exists():
+            return
         command = ["ctr", f"--address={self.socket}", "--namespace=k8s.io", "images", "import", str(archive)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"{self.name}: importing {archive.name}: {done.stderr.strip()}")
+        done_before.parent.mkdir(exist_ok=True)
+        done_before.touch()
 
     def wait_for_containerd(self, timeout_s: float = 20.0) -> None:
         """Return once containerd answers.

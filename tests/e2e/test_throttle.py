@@ -1,0 +1,54 @@
+"""The hook in a container on the cluster: what the GPU itself saw of it."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e import gpu_pods
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.installation import Installation
+from tests.e2e.gpu_pods import BIN_NS, PIPELINE_NAME
+from tests.e2e.pods import create, eventually
+from tests.e2e.rest import CONTROLLER, Rest
+from tests.e2e.stages import give_gpus
+
+_SECONDS = 5
+_POINTS = 0.03
+_SETTLED_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def _a_gpu(cluster: Cluster, installation: Installation) -> Iterator[None]:
+    give_gpus(cluster, per_node=1)
+    yield
+    give_gpus(cluster, per_node=0)
+
+
+def test_a_container_gets_the_share_it_is_granted_and_no_more(cluster: Cluster, namespace: str) -> None:
+    gpu_pods.prepare(cluster, namespace)
+    held, free = gpu_pods.busy_pod("held", "0.3"), gpu_pods.busy_pod("free", None)
+    create(cluster, namespace, gpu_pods.pipeline(), held, free)
+    addresses = gpu_pods.addresses(cluster, namespace, ["held", "free"])
+
+    assert _share(addresses["held"]) == pytest.approx(0.3, abs=_POINTS)
+    # The same program in a pod of no pipeline, on a GPU of its own: it would take all there is.
+    assert _share(addresses["free"]) > 0.9
+
+    controller = Rest(cluster, user=CONTROLLER)
+    try:
+        controller.wish(namespace, PIPELINE_NAME, {"held": "0.6"})
+    finally:
+        controller.close()
+    eventually(lambda: gpu_pods.changes(addresses["held"])[-1].rate == "0.6", 100, "0.6 in the file")
+
+    assert _share(addresses["held"]) == pytest.approx(0.6, abs=_POINTS)
+
+
+def _share(address: str) -> float:
+    """Part of five seconds, from now on but for a moment, in which the GPU was busy."""
+    time.sleep(_SETTLED_S)
+    begin_ns = gpu_pods.now_ns(address)
+    time.sleep(_SECONDS)
+    count = _SECONDS * 1_000_000_000 // BIN_NS
+    return sum(gpu_pods.busy(address, begin_ns, count)) / (count * BIN_NS)
