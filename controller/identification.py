@@ -48,6 +48,8 @@ _USUAL_BATCH: Final = 8.0
 Believing in less than there is keeps replicas for a reserve that the others would have covered."""
 
 _SCV_MAX: Final = 25.0
+_RANK: Final = 1e-7
+"""Directions that are shorter than this part of the longest are rounding errors."""
 _SAMPLES_LEAST: Final = 5.0
 _PRIOR_SAMPLES: Final = 20.0
 
@@ -147,8 +149,8 @@ def fit_stage(
 ) -> StageFit | None:
     """Fold one observation window into a stage's fit.
 
-    Recursive least squares with directional forgetting (Cao and Schwartz 2000): information fades only along the direction
-    that is measured anew, so the split into fixed, CPU and GPU parts survives long spells at one allocation.
+    Recursive least squares with directional forgetting (Cao and Schwartz 2000): information fades only along the directions
+    that are measured anew, so the split into fixed, CPU and GPU parts survives long spells at one allocation.
 
     Args:
         fit: What is known so far; None before the first measurement.
@@ -179,17 +181,13 @@ def fit_stage(
     expected = float(phi @ theta)
     # Weighed by the mean of both: by the measurement alone, a stage that becomes slower would be believed later than a faster one.
     noise = ((measured + expected) / 2.0) ** 2 * (fit.scv / samples + _MODEL_ERROR**2)
-    precision = 1.0 / noise
     information = np.array(fit.information).reshape(_PARTS, _PARTS)
     if abs(measured - expected) > _SURPRISE * math.sqrt(float(phi @ fit.covariance @ phi) + noise):
         keep = min(keep, _KEPT_AFTER_SURPRISE)
-    leverage = information @ phi
-    total = float(phi @ leverage)
-    if total > 0:
-        information = information - (1.0 - keep) * np.outer(leverage, leverage) / total
-    before = information
-    information = information + precision * np.outer(phi, phi)
-    theta = np.linalg.solve(information, before @ theta + precision * phi * measured)
+    rows, values, precisions = _measurements(fit, stage, cores, rate, (phi, measured, 1.0 / noise))
+    before = _faded(information, rows, keep)
+    information = before + (rows.T * precisions) @ rows
+    theta = np.linalg.solve(information, before @ theta + rows.T @ (precisions * values))
     full, known = _full_batch(fit, stage, batch, window_s)
     fit = replace(
         fit,
@@ -202,11 +200,49 @@ def fit_stage(
     )
     if not learn:
         return fit
-    scv = stage.service_scv
-    if scv is not None and batch > 1.0:
+    scv = _scv_by_size(stage)
+    if scv is None and stage.service_scv is not None:
         curve = fitted_curve(fit)
-        scv = request_scv(scv, batch, float(curve.per_batch_s(rate)), float(curve.per_item_s(cores, rate)))
+        once, each = float(curve.per_batch_s(rate)), float(curve.per_item_s(cores, rate))
+        scv = request_scv(stage.service_scv, batch, once, each)
     return _fold_variance(fit, scv, samples, keep)
+
+
+def _scv_by_size(stage: StageObservation) -> float | None:
+    """Squared coefficient of variation by one request, out of that of batches of each size, which varies by their mean; None if untold."""
+    told = [(each.services, each.size * each.scv) for each in stage.batches if each.scv is not None]
+    total = sum(services for services, _ in told)
+    return sum(services * scv for services, scv in told) / total if total > 0 else None
+
+
+def _faded(information: Array, rows: Array, keep: float) -> Array:
+    """Information faded to ``keep`` along the directions that ``rows`` (k, 5) measure: I − (1 − keep) · IΦᵀ(ΦIΦᵀ)⁺ΦI.
+
+    With I = LLᵀ that is L(1 − (1 − keep)P)Lᵀ, P projecting onto what LᵀΦᵀ spans.
+    """
+    root = np.linalg.cholesky(information)
+    directions, lengths, _ = np.linalg.svd(root.T @ rows.T, full_matrices=False)
+    measured = root @ directions[:, lengths > _RANK * lengths[0]]
+    return np.asarray(information - (1.0 - keep) * measured @ measured.T)
+
+
+def _measurements(
+    fit: StageFit, stage: StageObservation, cores: float, rate: float, whole: tuple[Array, float, float]
+) -> tuple[Array, Array, Array]:
+    """Features (k, 5), services in units of the fit's scale (k) and their precisions (k): one row a batch size, or the window as a whole.
+
+    Between windows size and time cannot be told apart without bias: where requests happen to take long more of them gather, and the
+    next batch is larger. How large a batch is says nothing of how long its own requests take.
+    """
+    if len(stage.batches) < 2:
+        phi, measured, precision = whole
+        return phi[None, :], np.array([measured]), np.array([precision])
+    sizes = np.array([float(each.size) for each in stage.batches])
+    services = np.array([each.services for each in stage.batches])
+    values = np.array([each.mean_s for each in stage.batches]) / fit.scale_s
+    rows = _features(cores, rate, sizes, fit.uses_gpu)
+    middle = (values + np.maximum(rows @ np.array(fit.theta), 0.0)) / 2.0
+    return rows, values, 1.0 / (middle**2 * (fit.scv / (sizes * services) + _MODEL_ERROR**2))
 
 
 def _full_batch(fit: StageFit, stage: StageObservation, batch: float, window_s: float) -> tuple[float, bool]:

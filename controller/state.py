@@ -17,6 +17,7 @@ __all__ = [
     "MEMORY_STEP",
     "Action",
     "Allocation",
+    "BatchTimes",
     "ClusterRoom",
     "GpuRoom",
     "KnobOutcome",
@@ -100,6 +101,20 @@ class PipelineView:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchTimes:
+    """Services of one batch size in a window."""
+
+    size: int
+    """Tasks served together."""
+    services: float
+    """How many such batches were served."""
+    mean_s: float
+    """Mean busy time of one, seconds."""
+    scv: float | None = None
+    """Squared coefficient of variation of these times; None where the stage does not tell it or served too few."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageObservation:
     """One stage during the observation window. Rates are per second, utilisations fractions of what is granted, 0 to about 1."""
 
@@ -126,6 +141,8 @@ class StageObservation:
     """P99 of the time a request spends in the stage, waiting included."""
     mean_batch: float | None = None
     """Mean number of tasks that were served together; None where the stage exports none."""
+    batches: tuple[BatchTimes, ...] = ()
+    """The same services by batch size; empty where the stage does not tell them apart."""
 
 
 @dataclass(frozen=True, slots=True)

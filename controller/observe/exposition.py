@@ -24,6 +24,7 @@ __all__ = [
     "SERVICE",
     "Said",
     "Scrape",
+    "Services",
     "needed_of",
     "parse_exposition",
     "scrape_of",
@@ -31,7 +32,11 @@ __all__ = [
 ]
 
 SERVICE: Final = "sair_stage_service_seconds"
-"""Optional histogram or summary of the time a replica works on a request, waiting excluded."""
+"""Optional histogram or summary of the time a replica works on a request, waiting excluded; with the label ``batch``, on so many
+requests together, told once for all of them."""
+
+_SIZE: Final = "batch"
+_SIZE_MOST: Final = 10_000
 
 BATCH: Final = "sair_stage_batch_size"
 """Optional histogram or summary of how many requests a replica serves together."""
@@ -60,6 +65,18 @@ class Said(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Services:
+    """The services of one batch size, ever."""
+
+    size: int
+    sum_s: float
+    count: float
+    """Of batches."""
+    times: Histogram = field(default_factory=Histogram)
+    """Empty where only a summary is exported."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scrape:
     """What a pod said at one moment."""
 
@@ -72,7 +89,11 @@ class Scrape:
     pipeline: Histogram = field(default_factory=Histogram)
     """Of the whole pipeline; empty where the pod does not export it."""
     service_sum_s: float | None = None
+    """Of services whose batch size is not told."""
     service_count: float | None = None
+    service: Histogram = field(default_factory=Histogram)
+    by_batch: tuple[Services, ...] = ()
+    """Services whose batch size is told, by size."""
     cpu_s: float | None = None
     """CPU time used, ever."""
     batch_sum: float | None = None
@@ -91,6 +112,7 @@ def wanted_of(endpoint: MetricsEndpoint) -> tuple[str, ...]:
         _CPU,
         f"{SERVICE}_sum",
         f"{SERVICE}_count",
+        f"{SERVICE}_bucket",
         f"{BATCH}_sum",
         f"{BATCH}_count",
         f"{PIPELINE_LATENCY}_bucket",
@@ -149,18 +171,49 @@ def scrape_of(samples: Mapping[str, Sequence[Said]], endpoint: MetricsEndpoint, 
     Raises:
         MetricError: Names the metric; if a value is NaN, infinite, negative or absurdly large, or a histogram is none.
     """
+    untold, by_size = _by_size(samples)
     return Scrape(
         time_s=time_s,
         arrivals=_total(endpoint.arrivals, samples.get(endpoint.arrivals, ())),
         queue=_total(endpoint.queue, samples.get(endpoint.queue, ())),
         latency=_histogram(f"{endpoint.latency}_bucket", samples),
         pipeline=_histogram(f"{PIPELINE_LATENCY}_bucket", samples),
-        service_sum_s=_optional(f"{SERVICE}_sum", samples),
-        service_count=_optional(f"{SERVICE}_count", samples),
+        service_sum_s=_optional(f"{SERVICE}_sum", untold),
+        service_count=_optional(f"{SERVICE}_count", untold),
+        service=_histogram(f"{SERVICE}_bucket", untold),
+        by_batch=tuple(
+            Services(
+                size,
+                _total(f"{SERVICE}_sum", own.get(f"{SERVICE}_sum", ())),
+                _total(f"{SERVICE}_count", own.get(f"{SERVICE}_count", ())),
+                _histogram(f"{SERVICE}_bucket", own),
+            )
+            for size, own in sorted(by_size.items())
+        ),
         cpu_s=_optional(_CPU, samples),
         batch_sum=_optional(f"{BATCH}_sum", samples),
         batch_count=_optional(f"{BATCH}_count", samples),
     )
+
+
+_Samples = Mapping[str, Sequence[Said]]
+
+
+def _by_size(samples: _Samples) -> tuple[_Samples, Mapping[int, _Samples]]:
+    """The samples of services: those whose batch size is not told, and the others by size."""
+    untold: dict[str, list[Said]] = {}
+    told: dict[int, dict[str, list[Said]]] = {}
+    for name in (f"{SERVICE}_sum", f"{SERVICE}_count", f"{SERVICE}_bucket"):
+        for sample in samples.get(name, ()):
+            text = next((value for label, value in sample.labels if label == _SIZE), None)
+            if text is None:
+                untold.setdefault(name, []).append(sample)
+                continue
+            size = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(_SIZE_MOST)) else 0
+            if not 1 <= size <= _SIZE_MOST:
+                raise MetricError(f"{name}{{{_SIZE}}}", text[:80], f"a whole number from 1 to {_SIZE_MOST}")
+            told.setdefault(size, {}).setdefault(name, []).append(sample)
+    return untold, told
 
 
 def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]]:

@@ -6,7 +6,7 @@ import bisect
 import math
 from dataclasses import dataclass
 
-__all__ = ["Histogram", "add", "increase", "is_open", "quantile", "share_below"]
+__all__ = ["Histogram", "add", "increase", "is_open", "quantile", "scv", "share_below"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,33 @@ def is_open(histogram: Histogram, q: float) -> bool:
 def share_below(histogram: Histogram, limit: float) -> float | None:
     """Share of what was counted that is at most ``limit`` seconds, linear within the bucket; None if nothing was counted."""
     return None if histogram.total <= 0 else _count(histogram, limit) / histogram.total
+
+
+def scv(histogram: Histogram, least: float = 8.0) -> float | None:
+    """Squared coefficient of variation Var/mean², each bucket's content spread evenly over it.
+
+    For U(a, b): E[x] = (a + b)/2 and E[x²] = (a² + ab + b²)/3. What lies above the highest finite bound counts as lying there; a tail
+    that the bounds do not reach makes the result too small.
+
+    Args:
+        histogram: Cumulative counts of times.
+        least: Fewest times that say anything about their variation.
+
+    Returns:
+        None of fewer, or without a finite bound.
+    """
+    if histogram.total < least or len(histogram.bounds) < 2 or not histogram.bounds[0] > 0:
+        return None
+    first = second = below = 0.0
+    low = 0.0
+    for bound, count in zip(histogram.bounds, histogram.counts, strict=True):
+        high = low if bound == math.inf else bound
+        inside, below = count - below, count
+        first += inside * (low + high) / 2.0
+        second += inside * (low * low + low * high + high * high) / 3.0
+        low = high
+    mean = first / histogram.total
+    return max(0.0, second / histogram.total / mean**2 - 1.0)
 
 
 def _count(histogram: Histogram, bound: float) -> float:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from controller.observe.exposition import Scrape
-from controller.observe.histogram import Histogram, add, increase
+from controller.observe.exposition import Scrape, Services
+from controller.observe.histogram import Histogram, add, increase, scv
+from controller.state import BatchTimes
 
 __all__ = ["KEPT_S", "PodSeries", "StageNow", "StageWindow", "now_of", "peak_of", "window_of"]
 
@@ -61,6 +62,10 @@ class StageWindow:
     """Time of the newest scrape of the pod that was silent longest."""
     mean_batch: float | None = None
     """Mean number of requests served together; None if no pod says."""
+    service_scv: float | None = None
+    """Squared coefficient of variation of services whose batch size is not told; None if no pod exports a histogram of them."""
+    batches: tuple[BatchTimes, ...] = ()
+    """Services whose batch size is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,8 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
     arrivals = departures = queue = queue_before = 0.0
     latency, pipeline = Histogram(), Histogram()
     service_sum = service_count = batch_sum = batch_count = cpu = 0.0
+    service: Histogram = Histogram()
+    by_size: dict[int, Services] = {}
     has_cpu = False
     covered = 0.0
     oldest = now
@@ -123,6 +130,8 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
             departures += done.total / span
             latency = add(latency, done)
             pipeline = add(pipeline, increase(before.pipeline, after.pipeline))
+            service = add(service, increase(before.service, after.service))
+            _add_services(by_size, before.by_batch, after.by_batch)
         service_sum += _grown(s.service_sum_s for s in scrapes if s.service_sum_s is not None)
         service_count += _grown(s.service_count for s in scrapes if s.service_count is not None)
         batch_sum += _grown(s.batch_sum for s in scrapes if s.batch_sum is not None)
@@ -133,6 +142,12 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
             cpu += _grown(used) / span
     if covered <= 0:
         return None
+    told = [each for _, each in sorted(by_size.items()) if each.count > 0]
+    service_sum += sum(each.sum_s for each in told)
+    requests = sum(each.size * each.count for each in told)
+    service_count += requests
+    if not batch_count > 0:
+        batch_sum, batch_count = requests, sum(each.count for each in told)
     return StageWindow(
         seconds=covered,
         arrivals_per_s=arrivals,
@@ -145,7 +160,25 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
         cpu_cores=cpu if has_cpu else None,
         oldest_s=oldest,
         mean_batch=batch_sum / batch_count if batch_count > 0 else None,
+        # Of requests that are served together nobody knows how a batch's time was told of each.
+        service_scv=scv(service) if batch_sum <= batch_count else None,
+        batches=tuple(BatchTimes(each.size, each.count, each.sum_s / each.count, scv(each.times)) for each in told),
     )
+
+
+def _add_services(found: dict[int, Services], before: Iterable[Services], after: Iterable[Services]) -> None:
+    """Add what was served between two scrapes of one pod to ``found``, by batch size."""
+    old = {each.size: each for each in before}
+    for now in after:
+        base, known = old.get(now.size), found.get(now.size, Services(now.size, 0.0, 0.0))
+        if base is not None and (now.count < base.count or now.sum_s < base.sum_s):
+            base = None  # a restart: all is new
+        found[now.size] = Services(
+            now.size,
+            known.sum_s + now.sum_s - (base.sum_s if base else 0.0),
+            known.count + now.count - (base.count if base else 0.0),
+            add(known.times, increase(base.times, now.times) if base else now.times),
+        )
 
 
 def peak_of(pods: Mapping[str, PodSeries], now: float, seconds: float, step_s: float = 5.0) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from controller.simulation.engine import Engine
 from controller.simulation.stage import StageQueue
-from controller.state import Allocation, StageObservation
+from controller.state import Allocation, BatchTimes, StageObservation
 from sair.quantities import GpuRate
 
 __all__ = ["observe_stage", "peak_rate", "slope"]
@@ -96,7 +96,18 @@ def observe_stage(
         service_scv=scv,
         p99_s=float(np.percentile(sojourns, 99)) if len(sojourns) else None,
         mean_batch=float(sizes.mean()) if len(sizes) else None,
+        batches=_by_size(durations, sizes) if law.max_batch > 1 else (),
     )
+
+
+def _by_size(durations: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[BatchTimes, ...]:
+    """The services of each batch size, as a server tells them that labels its service times with the size."""
+    found = []
+    for size in np.unique(sizes):
+        own = durations[sizes == size]
+        scv = float(own.var(ddof=1) / own.mean() ** 2) if len(own) >= _FEWEST_SERVICES else None
+        found.append(BatchTimes(int(size), float(len(own)), float(own.mean()), scv))
+    return tuple(found)
 
 
 def _services(queue: StageQueue, since: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

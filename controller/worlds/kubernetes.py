@@ -291,9 +291,10 @@ class KubernetesWorld:
             service_s=sustained_service_s(
                 service_s, window.departures_per_s, window.cpu_cores, ready, cores / ready if ready else 0.0
             ),
-            service_scv=None,
+            service_scv=window.service_scv,
             p99_s=quantile(window.latency, 0.99),
             mean_batch=window.mean_batch,
+            batches=window.batches,
         )
 
 

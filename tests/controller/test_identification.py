@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from controller.identification import PRIOR_SCV, StageFit, fit_stage, fitted_curve, given_fit, service_time_error
 from controller.model import ServiceCurve
-from controller.state import Allocation, StageObservation
+from controller.state import Allocation, BatchTimes, StageObservation
 from sair.quantities import GpuRate, Mebibytes, Millicores
 from tests.controller.situations import stage_observation
 
@@ -59,6 +59,58 @@ def test_what_a_batch_saves_is_found_from_batches_of_several_sizes() -> None:
         assert float(curve.service_s(1.0, 0.5, batch)) == pytest.approx(
             float(TRUTH.service_s(1.0, 0.5, batch)), rel=0.06
         )
+
+
+def _served(rng: np.random.Generator, arriving: float, windows: int, *, by_size: bool) -> list[StageObservation]:
+    """Windows of a stage whose requests vary and whose next batch is what gathered during the one before."""
+    truth, found, gathered = replace(TRUTH, scv=0.6, gpu_s=0.002), [], 1
+    once, each = float(truth.per_batch_s(0.5)), float(truth.per_item_s(1.0, 0.5))
+    for _ in range(windows):
+        sizes, times = [], []
+        for _ in range(120):
+            mean = once + each * gathered
+            sizes.append(gathered)
+            times.append(mean * float(rng.gamma(gathered / truth.scv, truth.scv / gathered)))
+            gathered = min(8, max(1, int(rng.poisson(arriving * times[-1]))))
+        told = tuple(
+            BatchTimes(
+                size, sizes.count(size), float(np.mean([t for s, t in zip(sizes, times, strict=True) if s == size]))
+            )
+            for size in sorted(set(sizes))
+        )
+        mean_batch = float(np.mean(sizes))
+        seen = at(
+            500, batch=mean_batch, truth=truth, service_s=sum(times) / sum(sizes), departures_per_s=sum(sizes) / 15.0
+        )
+        found.append(replace(seen, batches=told if by_size else ()))
+    return found
+
+
+def test_what_a_batch_saves_is_found_at_a_steady_load_where_times_are_told_by_batch_size() -> None:
+    truth = replace(TRUTH, gpu_s=0.002)
+    right = float(truth.service_s(1.0, 0.5, 8.0))
+    errors = {
+        by_size: [
+            abs(float(fitted_curve(learn(windows)).service_s(1.0, 0.5, 8.0)) / right - 1.0)
+            for windows in (_served(np.random.default_rng(seed), 90.0, 40, by_size=by_size) for seed in range(6))
+        ]
+        for by_size in (True, False)
+    }
+    assert np.mean(errors[True]) < 0.08
+    # Between windows alone, long requests and large batches go together.
+    assert np.mean(errors[False]) > 2 * np.mean(errors[True])
+
+
+def test_the_variance_of_a_request_is_found_from_that_of_batches_of_each_size() -> None:
+    told = tuple(BatchTimes(size, 50.0, 0.02 * size, 0.8 / size) for size in (1, 2, 4, 8))
+    fit = learn([replace(at(500, batch=3.75), batches=told, service_scv=2.0)] * 20)
+    assert fit.scv == pytest.approx(0.8, rel=0.05)
+
+
+def test_any_number_of_batch_sizes_is_taken_in() -> None:
+    told = tuple(BatchTimes(size, 1.0, 0.01 + 0.001 * size) for size in range(1, 2000))
+    curve = fitted_curve(learn([replace(at(500, batch=1000.0), batches=told)] * 3))
+    assert float(curve.service_s(1.0, 0.5, 1000.0)) * 1000 == pytest.approx(1.01, rel=0.05)
 
 
 def test_the_split_survives_a_long_spell_at_one_share() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.observe.exposition import Scrape, parse_exposition
+from controller.observe.exposition import Scrape, Services, parse_exposition
 from controller.observe.histogram import Histogram
 from sair.annotations import MetricsEndpoint
 from sair.errors import MetricError
@@ -144,6 +144,35 @@ def test_batch_sizes_are_read_where_they_are_exported() -> None:
     seen = read(HONEST + "sair_stage_batch_size_sum 400\nsair_stage_batch_size_count 100\n")
     assert (seen.batch_sum, seen.batch_count) == (400.0, 100.0)
     assert read(HONEST).batch_sum is None
+
+
+def test_service_times_are_told_apart_by_batch_size_where_they_carry_that_label() -> None:
+    seen = read(
+        without("sair_stage_service_seconds")
+        + """\
+sair_stage_service_seconds_sum{batch="4",model="a"} 2
+sair_stage_service_seconds_count{batch="4",model="a"} 10
+sair_stage_service_seconds_sum{batch="4",model="b"} 4
+sair_stage_service_seconds_count{batch="4",model="b"} 20
+sair_stage_service_seconds_bucket{batch="1",le="0.1"} 3
+sair_stage_service_seconds_bucket{batch="1",le="+Inf"} 5
+sair_stage_service_seconds_sum{batch="1"} 0.5
+sair_stage_service_seconds_count{batch="1"} 5
+sair_stage_service_seconds_sum{model="c"} 7
+sair_stage_service_seconds_count{model="c"} 70
+"""
+    )
+    assert (seen.service_sum_s, seen.service_count) == (7.0, 70.0)
+    assert seen.by_batch == (
+        Services(1, 0.5, 5.0, Histogram((0.1, math.inf), (3.0, 5.0))),
+        Services(4, 6.0, 30.0),
+    )
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "", "many", "10001", "9" * 50, "٣"])
+def test_a_batch_size_that_cannot_be_is_named(size: str) -> None:
+    with pytest.raises(MetricError, match=r"sair_stage_service_seconds_sum\{batch\}.*a whole number from 1 to 10000"):
+        read(HONEST + f'sair_stage_service_seconds_sum{{batch="{size}"}} 1\n')
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.observe.histogram import Histogram, add, increase, is_open, quantile, share_below
+from controller.observe.histogram import Histogram, add, increase, is_open, quantile, scv, share_below
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, math.inf)
 latencies = st.lists(st.floats(0, 5, allow_nan=False), max_size=200)
@@ -97,3 +97,18 @@ def test_of_different_bounds_a_sum_keeps_totals_and_order(a: list[float], b: lis
     assert list(both.counts) == sorted(both.counts)
     assert both.bounds == tuple(sorted({*BOUNDS, 0.03, 0.3, 3.0}))
     assert add(Histogram(), both) == both == add(both, Histogram())
+
+
+@pytest.mark.parametrize("truth", [0.1, 0.5, 1.0])
+def test_variation_is_that_of_the_samples_as_far_as_the_buckets_tell(truth: float) -> None:
+    samples = np.random.default_rng(7).gamma(1.0 / truth, 0.2 * truth, 4000).tolist()
+    fine, coarse = (*(0.005 * 1.35**n for n in range(25)), math.inf), BOUNDS
+    assert scv(counted(samples, fine)) == pytest.approx(np.var(samples) / np.mean(samples) ** 2, rel=0.2)
+    # What a bucket hides counts as spread evenly over it: too much rather than too little.
+    assert (scv(counted(samples, coarse)) or 0.0) >= 0.9 * truth
+
+
+def test_of_a_few_samples_no_variation_is_told() -> None:
+    assert scv(counted([0.1] * 7)) is None
+    assert scv(Histogram()) is None
+    assert scv(Histogram((math.inf,), (100.0,))) is None

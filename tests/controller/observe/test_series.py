@@ -1,13 +1,14 @@
 import math
+from typing import Any
 
 import pytest
 
-from controller.observe.exposition import Scrape
+from controller.observe.exposition import Scrape, Services
 from controller.observe.histogram import Histogram
 from controller.observe.series import KEPT_S, PodSeries, now_of, peak_of, window_of
 
 
-def scrape(time_s: float, arrivals: float, queue: float = 0.0, **more: float) -> Scrape:
+def scrape(time_s: float, arrivals: float, queue: float = 0.0, **more: Any) -> Scrape:
     done = Histogram((0.1, math.inf), (arrivals, arrivals))
     return Scrape(time_s, arrivals, queue, done, Histogram(), **more)
 
@@ -45,6 +46,34 @@ def test_service_time_and_cpu_are_ratios_of_growth() -> None:
     assert seen is not None
     assert seen.service_s == pytest.approx(0.05)
     assert seen.cpu_cores == pytest.approx(0.3)
+
+
+def test_services_are_counted_by_batch_size_over_pods_and_restarts() -> None:
+    one = series(
+        scrape(0, 0, by_batch=(Services(1, 5.0, 50.0), Services(4, 1.0, 10.0))),
+        scrape(5, 0, by_batch=(Services(1, 6.0, 60.0), Services(4, 3.0, 20.0))),
+        scrape(10, 0, by_batch=(Services(1, 0.4, 5.0),)),
+    )
+    two = series(scrape(0, 0), scrape(10, 0, by_batch=(Services(4, 2.0, 10.0),)))
+    seen = window_of({"a": one, "b": two}, 10, 10)
+    assert seen is not None
+    assert [(each.size, each.services) for each in seen.batches] == [(1, 15.0), (4, 20.0)]
+    assert [each.mean_s for each in seen.batches] == pytest.approx([1.4 / 15, 4.0 / 20])
+    assert seen.service_s == pytest.approx((1.4 + 4.0) / (15 + 80))
+    assert seen.mean_batch == pytest.approx(95 / 35)
+
+
+def test_variation_is_read_from_the_buckets_of_service_times() -> None:
+    bounds = (0.1, 0.2, math.inf)
+    one = series(
+        scrape(0, 0, service=Histogram(bounds, (5.0, 5.0, 5.0))),
+        scrape(10, 0, service=Histogram(bounds, (105.0, 205.0, 205.0))),
+    )
+    seen = window_of({"a": one}, 10, 10)
+    assert seen is not None
+    # Even between 0 and 0.2 s: variance 0.2²/12 about a mean of 0.1 s.
+    assert seen.service_scv == pytest.approx(1 / 3)
+    assert window_of({"a": series(scrape(0, 0), scrape(10, 0))}, 10, 10).service_scv is None  # type: ignore[union-attr]
 
 
 def test_one_scrape_is_no_window() -> None:

@@ -130,7 +130,8 @@ def _control_plane(options: argparse.Namespace) -> None:
     except BaseException:
         server.close()
         raise
-    print(f"export KUBECONFIG={server.kubeconfig}\nexport PATH={server.kubectl.parent}:$PATH", flush=True)
+    # In one write, so that a reader who takes the first line only breaks no pipe.
+    print(f"export KUBECONFIG={server.kubeconfig}\nexport PATH={server.kubectl.parent}:$PATH\n", end="", flush=True)
     if options.detach:
         return
     print("running until interrupted", file=sys.stderr, flush=True)
