@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release hook-test bench lock docs
+.PHONY: help setup demo test lint type fmt unit e2e hook hook-accuracy hook-gpu hook-release hook-test bench learning lock docs
 .PHONY: demo-kubernetes cluster cluster-ready cluster-up cluster-down clean
 
 help: ## List the targets
@@ -96,6 +96,10 @@ hook-release: $(STAMP)-dev ## Build the hook for x86_64 and aarch64 against an o
 bench: $(STAMP)-dev ## The benchmarks, quickly
 	$(BIN)/python -m benchmarks.kube_reflector --quick
 	$(BIN)/python -m benchmarks.extender --quick
+	$(BIN)/python -m benchmarks.controller --quick
+
+learning: $(STAMP)-dev ## Does the built-in policy learn? Simulated, some 20 minutes; exit 1 where a bar is missed
+	$(BIN)/python -m benchmarks.learning
 
 docs: $(STAMP)-dev ## Write the generated documentation
 	$(BIN)/sair crd > deploy/crds/pipelines.yaml

@@ -21,8 +21,8 @@ REQUIRE = "SAIR_REQUIRE_CLUSTER"
 
 
 def give_up(reason: Unavailable) -> NoReturn:
-    """There can be no cluster here: skip loudly, or fail where one is required."""
-    message = f"NO REAL KUBERNETES: {reason}"
+    """What a test needs cannot be had here: skip loudly, or fail where it is required."""
+    message = f"NOT TESTED HERE: {reason}"
     if os.environ.get(REQUIRE) == "1":
         pytest.fail(message, pytrace=False)
     # No Go, no root or no Debian: nothing here can stand in for a real API server.

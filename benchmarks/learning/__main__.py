@@ -6,23 +6,19 @@ seed; differences are paired by seed and shown with 95 % intervals. Settings wer
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Iterable, Sequence
-from multiprocessing.pool import Pool
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learning.ablations import ablations, ablations_jobs
-from benchmarks.learning.bars import BARS, Job
-from benchmarks.learning.runs import Run, Static, run, size
+from benchmarks.learning.bars import BARS
 from benchmarks.learning.verdicts import Sheet
-from controller.lifeline import die_with_parent
+from benchmarks.learning.workers import evaluate
 
-__all__ = ["evaluate", "main"]
+__all__ = ["main"]
 
 FIRST_SEED = 501
 _WIDTH = 150
@@ -52,34 +48,6 @@ def main(
         reached &= sheet.reached
     console.print(f"{len(set(jobs))} runs, seeds {numbers[0]} to {numbers[-1]}, {time.monotonic() - began:.0f} s")
     raise typer.Exit(0 if reached else 1)
-
-
-def evaluate(jobs: Iterable[Job], workers: int) -> dict[Job, Any]:
-    """Run each job once. Jobs of one pipeline, workload and seed go to one process, which remembers what they share."""
-    groups: dict[tuple[Any, ...], list[Job]] = {}
-    for job in dict.fromkeys(jobs):
-        groups.setdefault(_shared(job), []).append(job)
-    # The longest first, so that no process is left alone with one at the end.
-    ordered = sorted(groups.values(), key=lambda group: -sum(_length(job) for job in group))
-    if workers == 1:
-        return {job: result for group in ordered for job, result in _run_group(group)}
-    pool: Pool = multiprocessing.get_context("spawn").Pool(workers, initializer=die_with_parent)
-    with pool:
-        return {job: result for done in pool.imap_unordered(_run_group, ordered) for job, result in done}
-
-
-def _shared(job: Job) -> tuple[Any, ...]:
-    if isinstance(job, Run) and job.workload.startswith("bursts"):
-        return (job.pipeline, job.workload)
-    return (job.pipeline, job.workload, job.seed)
-
-
-def _length(job: Job) -> float:
-    return job.duration_s * (3.0 if isinstance(job, Static) else 1.0)
-
-
-def _run_group(group: Sequence[Job]) -> list[tuple[Job, Any]]:
-    return [(job, size(job)[0] if isinstance(job, Static) else run(job)) for job in group]
 
 
 def _table(sheet: Sheet) -> Table:

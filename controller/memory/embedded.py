@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import random
 import secrets
 import shutil
 import socket
@@ -18,6 +20,7 @@ from sair.errors import MemoryUnavailable
 __all__ = ["embedded_server", "free_port", "server_binary", "server_process"]
 
 _START_S = 10.0
+_PORTS = range(10_000, 20_000)
 
 
 def server_binary() -> Path:
@@ -126,8 +129,16 @@ def _tail(log: Path) -> str:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on 127.0.0.1 that nobody listens on now, below those that systems take for outgoing connections: it stays free for a while.
+
+    Raises:
+        OSError: If there is none.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(errno.EADDRINUSE, f"no free port between {_PORTS.start} and {_PORTS.stop}")

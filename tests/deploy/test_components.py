@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +17,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from controller.memory.embedded import server_binary
 from controller.memory.store import Store
 from sair.generated import generate_password
 from tests.builders import experience
@@ -124,10 +124,7 @@ class TestRedis:
     @classmethod
     def socket(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         """A server with the manifests' configuration, and users from the init container's own script."""
-        server = shutil.which("redis-server") or shutil.which("valkey-server")
-        if server is None:
-            # The init container's own script needs the server it ships with on the PATH.
-            pytest.skip("no redis-server to try the configuration on")
+        server = server_binary()
         folder = tmp_path_factory.mktemp("redis")
         pod = named("base", "StatefulSet", "sair-redis")["spec"]["template"]["spec"]
         (users,) = (one for one in pod["initContainers"] if one["name"] == "users")

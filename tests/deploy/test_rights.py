@@ -18,6 +18,7 @@ CLUSTER: dict[str, dict[str, str]] = {
     "sair-extender": {
         "nodes": "list watch",
         "pods": f"{READ} patch",
+        "sair.dev/pipelines": "list watch",
         "pods/binding": "create",
         "events.k8s.io/events": "create patch",
     },
@@ -29,7 +30,7 @@ CLUSTER: dict[str, dict[str, str]] = {
         "nodes": READ,
         "autoscaling/horizontalpodautoscalers": "list watch",
         "keda.sh/scaledobjects": "list watch",
-        "pods": f"{READ} patch",
+        "pods": READ,
         "pods/resize": "patch",
         "apps/deployments/scale": "get patch",
         "apps/statefulsets/scale": "get patch",

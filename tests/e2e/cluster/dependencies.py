@@ -1,4 +1,4 @@
-"""What the cluster needs from the machine: Debian packages, root, and a few kernel features."""
+"""What the tests need from the machine: Debian packages, and for the cluster root and a few kernel features."""
 
 import os
 import shutil
@@ -19,6 +19,8 @@ _PACKAGE_OF = {
     "sysctl": "procps",
     "nsenter": "util-linux",
     "cc": "gcc",
+    # Not for the cluster: the server that comes from PyPI speaks no TLS.
+    "redis-server": "redis-server",
 }
 
 
