@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -206,10 +206,6 @@ class PipelineModel:
             kept_rate(learned.peaks, now, tuning) if tuning.reserve else 0.0,
             min(high, max(low, float(np.exp(learned.residual)))) if tuning.correct_forecasts else 1.0,
         )
-
-    def keeping(self, kept_per_s: float) -> PipelineModel:
-        """The same with another rate for which present replicas are kept."""
-        return replace(self, kept_per_s=kept_per_s, _lacking={})
 
     @property
     def complete(self) -> bool:

@@ -75,9 +75,7 @@ def react(
         if stage is not None and gauge.ready > 0:
             knobs.append((_knob(stage, gauge, learned.fits.get(gauge.name), room), entering * share[gauge.name]))
     threshold_s = queue_threshold_s(view, tuning)
-    alarmed = [
-        knob.queue > max(1.0, threshold_s * knob.capacity_per_s(knob.now), knob.next_batches) for knob, _ in knobs
-    ]
+    alarmed = [knob.queue > max(1.0, threshold_s * knob.capacity_per_s(knob.now)) for knob, _ in knobs]
     expected = learned.foreseen_per_s if tuning.analogues and math.isfinite(learned.foreseen_per_s) else 0.0
     if not any(alarmed) and not expected > 0:
         return HOLD
@@ -123,11 +121,6 @@ class _Knob:
     step: int
     most_cpu: int
     """The same of the CPU of a GPU stage, millicores; never below what it has."""
-
-    @property
-    def next_batches(self) -> float:
-        """What the replicas take next waits for its batch and not for capacity; 0 where requests are served singly."""
-        return self.ready * self.curve.batch_max if self.curve is not None and self.curve.batch_max > 1.0 else 0.0
 
     def capacity_per_s(self, value: int, cpu: int = 0) -> float:
         """At a setting of the knob; without a measurement what arrives counts as what can be served."""

@@ -16,7 +16,7 @@ and every 2 s ``action = react(knowledge.learned, view, gauges, room, tuning)`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,7 @@ from controller.identification import fit_stage
 from controller.knowledge import Knowledge, Learned, Pending, begin, learn, refused, restore, stored
 from controller.menu import Menu, compose, model_reward
 from controller.peak import record
-from controller.planning import Plan, cheapest, steps_towards
+from controller.planning import cheapest, steps_towards
 from controller.policies.in_context import decide
 from controller.prediction import PipelineModel
 from controller.probing import epsilon, forced_probe
@@ -41,7 +41,6 @@ from controller.reflex import freeze, react
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
     Action,
-    Allocation,
     ClusterRoom,
     KnobOutcome,
     Observation,
@@ -74,8 +73,6 @@ _SURGE_MOST = 20.0
 _SURGE_LEAST_PER_S = 100.0
 """A peak counts up to 20 times the usual rate, or 100/s if that is more: bursts are three to five times it, and those that are really
 larger lift the usual rate as they come again."""
-_KEPT_PARTS = (1.0, 0.75, 0.5)
-"""Of the uncovered reserve: how much of it is tried, until its price is worth paying."""
 _SAMPLES_LEAST = 100
 """Requests that a P99 must rest on to correct the model."""
 
@@ -254,34 +251,15 @@ def candidates(knowledge: Knowledge, situation: Situation, tuning: Tuning) -> Me
     growth = learned.foreseen_per_s / rate if learned.foreseen_per_s > 0 and rate > 0 else 1.0
     model = PipelineModel.of(knowledge, situation, tuning, growth)
     current = observation.allocations
-    case, plan, planned = Case(situation, learned, model), None, []
+    case = Case(situation, learned, model)
+    plan, planned = None, []
     if model.stages and all(stage.name in current for stage in view.stages):
-        model, plan = _worth_keeping(model, situation, current, tuning)
-        case = Case(situation, learned, model)
+        plan = cheapest(model, current, situation.latency_limit_s, situation.room)
         planned = steps_towards(model, current, plan, situation.latency_limit_s, situation.room)
     context = context_vector(observation, view)
     recollections = tuple(knowledge.memory.retrieve(context, knowledge.frontiers, tuning))
     hot = _hot(model, observation)
     return compose(knowledge, case, plan, planned, recollections, context, hot, tuning)
-
-
-def _worth_keeping(
-    model: PipelineModel, situation: Situation, current: Mapping[str, Allocation], tuning: Tuning
-) -> tuple[PipelineModel, Plan]:
-    """The model and its plan, keeping as much for what memory does not cover yet as costs no more than the premium."""
-    limit_s, room = situation.latency_limit_s, situation.room
-    plan = cheapest(model, current, limit_s, room)
-    if model.kept_per_s <= model.reserve_per_s:
-        return model, plan
-    bare = model.keeping(0.0)
-    without = cheapest(bare, current, limit_s, room)
-    for part in _KEPT_PARTS:
-        less = model.keeping(part * model.kept_per_s)
-        if part < 1.0:
-            plan = cheapest(less, current, limit_s, room)
-        if plan.cost_per_hour <= (1.0 + tuning.kept_premium) * without.cost_per_hour:
-            return less, plan
-    return bare, without
 
 
 def _hot(model: PipelineModel, observation: Observation) -> str | None:

@@ -74,8 +74,6 @@ class Tuning:
     """Factor on the reserve of stages without a GPU: their standby costs next to nothing, and what they lack the others wait for."""
     uncovered_factor: float = 3.0
     """Reserve as a multiple of the current rate until memory covers the pattern."""
-    kept_premium: float = 0.1
-    """What keeping replicas for that may cost at most, as a share of the plan without it: standby that is not cheap is not kept."""
     covered_factor: float = 1.3
     """The same afterwards."""
     covered_after_s: float = 900.0

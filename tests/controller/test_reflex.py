@@ -89,15 +89,6 @@ def test_a_slow_pipeline_has_a_longer_threshold() -> None:
     assert queue_threshold_s(chain(slo_s=4.0), TUNING) == 1.0
 
 
-def test_what_the_next_batches_take_is_no_queue() -> None:
-    curve = ServiceCurve(0.0, 0.0, 0.06, 0.6, setup_gpu_s=0.25, batch_max=8.0)
-    learned = replace(LEARNED, fits={**LEARNED.fits, "infer": given_fit(curve, uses_gpu=True)})
-    ready = allocations()["infer"].replicas
-    assert react(learned, VIEW, gauges({"infer": 8.0 * ready}, arrivals=12.0), room(), TUNING) == HOLD
-    more = react(learned, VIEW, gauges({"infer": 8.0 * ready + 20.0}, arrivals=12.0), room(), TUNING)
-    assert more.on("infer").gpu_milli > 0
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e18])
 def test_gauges_that_show_no_number_trigger_nothing(value: float) -> None:
     poisoned = [replace(gauge, queue_depth=value, arrivals_per_s=value) for gauge in gauges()]

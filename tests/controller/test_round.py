@@ -166,23 +166,6 @@ def test_replicas_that_are_starting_are_not_ordered_a_second_time() -> None:
     assert ordered(four) <= 0
 
 
-@pytest.mark.parametrize(("slo_s", "kept"), [(0.25, False), (0.8, True)])
-def test_replicas_are_kept_for_what_memory_does_not_cover_where_that_is_cheap(slo_s: float, kept: bool) -> None:
-    """At a loose SLO standby waits at a low share; at a tight one it needs a share that is dear, and goes."""
-    at = allocations(pre=4, infer=6, post=3, gpu_milli=700, cpu=2000)
-    view, seen = chain(slo_s=slo_s), observation(at, 20.0, {"infer": {"service_s": 0.1}}, slo_s=slo_s)
-    held = {name: each.replicas for name, each in at.items()}
-    case = Situation(view, seen, room(free_cpu=64000, held=held), seen.time_s)
-    knowledge = experienced(seen, slo_s=slo_s)
-
-    at_any_price = rounds.candidates(knowledge, case, replace(TUNING, kept_premium=100.0))
-    menu, bare = (rounds.candidates(knowledge, case, replace(TUNING, kept_premium=each)) for each in (0.1, 0.0))
-
-    assert at_any_price.plan is not None and menu.plan is not None and bare.plan is not None
-    assert (menu.plan.cost_per_hour == at_any_price.plan.cost_per_hour) == kept
-    assert menu.plan.cost_per_hour <= 1.1 * bare.plan.cost_per_hour
-
-
 def test_a_refused_wish_leaves_no_action() -> None:
     knowledge, _ = decided(RAISE, [KnobOutcome("infer", "gpu_rate", 700, 600, "the card is full")])
     assert knowledge.learned.last_action == HOLD
