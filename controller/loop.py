@@ -201,7 +201,7 @@ class PipelineLoop:
             view: The pipeline as it is now.
         """
         recalled = await recall(self._memory, view, self._tuning, self._writer)
-        self._recalled = self._memory.available
+        self._recalled = recalled.whole
         taken = recalled.taken
         self._observed_s = taken.observed_s
         self._hold((*recalled.stored.memory.experiences, *taken.experiences))
@@ -221,7 +221,7 @@ class PipelineLoop:
     async def _recall_late(self, knowledge: Knowledge, view: PipelineView) -> Knowledge:
         """Redis was away at the start: join what it knows, once it is back, with what was learned meanwhile."""
         recalled = await recall(self._memory, view, self._tuning, self._writer)
-        if not self._memory.available:
+        if not recalled.whole:
             return knowledge
         self._recalled = True
         taken = recalled.taken
@@ -296,6 +296,10 @@ class PipelineLoop:
         menu = rounds.candidates(knowledge, situation, self._tuning)
         report.menu = menu
         proposal = await self._proposal(knowledge, menu, report)
+        if report.trace is not None and (moved := await self._moved(situation)):
+            report.fallback = f"the reply came too late: {moved} changed while the model was asked"
+            _log.warning("the language model's reply is discarded", pipeline=self.key, problem=report.fallback)
+            proposal = Proposal(HOLD, "hold", report.fallback)
         decision = rounds.admit(knowledge, menu, proposal, self._tuning)
         report.decision = decision
         # Before anything is asked of the world: whoever leads next finds what was decided and what it rests on.
@@ -306,6 +310,17 @@ class PipelineLoop:
             report.outcomes = await self._asked(report, decision.action, decision.after)
             await self._memory.record(self.key, outcome_record(report))
         return rounds.applied(knowledge, situation, decision, report.outcomes, self._tuning, answers=report.answers)
+
+    async def _moved(self, situation: Situation) -> str:
+        """What is not any more as the model was told: seconds have passed. Empty if all is."""
+        view = next((view for view in await self._world.pipelines() if view.key == self.key), None)
+        if view is None:
+            raise NotFound(f"{self.key} is gone")
+        if view != situation.view:
+            return "the pipeline's objectives or stages"
+        if dict(await self._world.allocations(self.key)) != situation.observation.allocations:
+            return "the allocation"
+        return ""
 
     async def _told(self, report: RoundReport) -> None:
         """The round's record first: how the round before ended follows from it, not the other way round."""

@@ -42,13 +42,15 @@ class Recalled:
     """As the last save left it."""
     taken: TakenOver
     """With what its leader did after that; its knowledge is ``stored`` itself where there was nothing."""
+    whole: bool
+    """State, experiences and journal were read. Otherwise nothing may be decided on them as if a leader had done nothing since."""
 
 
 async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, writer: str) -> Recalled:
     """Read state, experiences and the journal's end; with Redis away, begin with nothing.
 
     Args:
-        memory: Whether Redis was there is in its ``available`` afterwards.
+        memory: Where it is read from.
         view: The pipeline as it is now.
         tuning: As always.
         writer: Part of the ids of experiences.
@@ -57,7 +59,8 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
     knowledge = _restored(loaded, view, tuning)
     observed_s = _seconds(loaded.state.get(OBSERVED_FIELD, ""))
     recorded: Sequence[RecordedRound] = ()
-    if memory.available:
+    whole = memory.available
+    if whole:
         try:
             for count in _TAIL_RECORDS:
                 records = await memory.store.decisions(view.key, count)
@@ -66,10 +69,11 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
                     break
         except MemoryUnavailable as error:
             _log.warning("the journal cannot be read", pipeline=view.key, problem=str(error))
+            whole = False
     taken = take_over(knowledge, recorded, view, observed_s, tuning, writer=writer)
     for problem in taken.problems:
         _log.error("a round of an earlier leader cannot be taken over", pipeline=view.key, problem=problem)
-    return Recalled(knowledge, taken)
+    return Recalled(knowledge, taken, whole)
 
 
 def joined(earlier: Learned, own: Learned, tuning: Tuning) -> Learned:

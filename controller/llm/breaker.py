@@ -26,7 +26,10 @@ class Breaker:
         return now >= self.closed_at
 
     def failed(self, now: float) -> Breaker:
-        """After a failure. Behind an open breaker one failure is enough to open it again."""
+        """After a failure. Behind a breaker that was open one failure is enough to open it again; one of a call that began before it
+        opened says nothing new."""
+        if not self.allows(now):
+            return self
         failures = self.failures + 1
         if failures < self.limit and self.trips == 0:
             return replace(self, failures=failures)

@@ -21,6 +21,7 @@ _log = get_logger("llm")
 
 _LEVELS: Final[tuple[Enforcement, ...]] = ("json_schema", "json_object", "text")
 _MAX_REPLY_CHARACTERS = 20_000
+_CHARACTERS_A_TOKEN = 4
 
 Message = Mapping[str, str]
 """``{"role": …, "content": …}``."""
@@ -160,19 +161,23 @@ class ModelClient:
             raise ModelUnavailable(f"{type(error).__name__}: {_short(error)}") from error
         finally:
             self._slots.release()
-        return _completion(reply, time.monotonic() - started)
+        asked = sum(len(message["content"]) for message in messages)
+        return _completion(reply, asked, time.monotonic() - started)
 
 
 class _Unsupported(Exception):
     """The server refuses this response format."""
 
 
-def _completion(reply: Any, duration_s: float) -> Completion:
+def _completion(reply: Any, asked_characters: int, duration_s: float) -> Completion:
     try:
         choice = reply.choices[0]
         text = choice.message.content
         usage = reply.usage
         tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else (0, 0)
+        if min(tokens) < 0 or tokens[0] == 0:
+            # A server that does not count is not free: by the usual length of a token.
+            tokens = (asked_characters // _CHARACTERS_A_TOKEN + 1, len(str(text)) // _CHARACTERS_A_TOKEN + 1)
         finish_reason = str(choice.finish_reason)
         model = str(reply.model)
     except (AttributeError, IndexError, TypeError, ValueError) as error:

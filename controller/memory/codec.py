@@ -115,6 +115,9 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
     def number(name: str) -> float:
         return read(name, _finite, f"a finite number of at most {LARGEST:g}")
 
+    def ratio(name: str) -> float:
+        return read(name, _ratio, f"a number from 0 to {LARGEST:g}")
+
     return Experience(
         id=identifier,
         pipeline=pipeline,
@@ -125,7 +128,7 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
         before=read("before_json", _before, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
         load_bucket=read("load_bucket", _bucket, "a whole number of at most six digits"),
         previous_latency_ratio=number("previous_latency_ratio"),
-        outcome=Outcome(number("latency_ratio"), number("cost_ratio"), number("miss_ratio")),
+        outcome=Outcome(ratio("latency_ratio"), ratio("cost_ratio"), ratio("miss_ratio")),
         reward=RewardTerms(
             latency=number("reward_latency"),
             cost=number("reward_cost"),
@@ -145,6 +148,14 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
 def _finite(value: str) -> float:
     parsed = float(value)
     if not abs(parsed) <= LARGEST:
+        raise ValueError(value)
+    return parsed
+
+
+def _ratio(value: str) -> float:
+    """A negative one would stand on every frontier for good."""
+    parsed = _finite(value)
+    if parsed < 0:
         raise ValueError(value)
     return parsed
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,9 @@ _log = get_logger("memory")
 
 _PENDING_DECISIONS = 2_000
 _DAMAGE_LOGGED = 20
+_SLOW_S = 0.5
+_PAUSES = 5.0
+"""A Redis that lets calls wait for so long before they fail is left alone for so many times as long: rounds must not wait with it."""
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class MirroredMemory:
         self.dropped_decisions = 0
         """Journal records lost because Redis was away for longer than 2,000 records of one pipeline."""
         self.available = True
+        self._ask_again_at = -math.inf
 
     async def load(self, pipeline: str) -> Loaded:
         """Read what Redis knows; with Redis away, an empty memory that is merged once Redis is back.
@@ -55,11 +61,14 @@ class MirroredMemory:
             SchemaVersionError: If Redis has another layout.
         """
         mirror = self._mirror(pipeline)
+        if self._left_alone:
+            return Loaded(self._ordered(mirror), mirror.state)
+        asked_at = time.monotonic()
         try:
             await self.store.ensure_schema()
             loaded = await self.store.load(pipeline, self._capacity)
         except MemoryUnavailable as error:
-            self._went_away(error)
+            self._went_away(error, asked_at)
             return Loaded(tuple(mirror.experiences.values()), mirror.state)
         self.available = True
         for damage in loaded.damaged[:_DAMAGE_LOGGED]:
@@ -115,17 +124,27 @@ class MirroredMemory:
             self.dropped_decisions += 1
             _log.error("Redis has been away too long: the oldest waiting journal record is lost", pipeline=pipeline)
         mirror.decisions.append(decision)
+        if self._left_alone:
+            return
+        asked_at = time.monotonic()
         try:
             await self._drain(pipeline, mirror)
         except MemoryUnavailable as error:
-            self._went_away(error)
+            self._went_away(error, asked_at)
 
     @property
     def unsaved(self) -> int:
         """Experiences that wait for Redis to come back."""
         return sum(len(mirror.unsaved) for mirror in self._pipelines.values())
 
+    @property
+    def _left_alone(self) -> bool:
+        return time.monotonic() < self._ask_again_at
+
     async def _flush(self, pipeline: str, mirror: _Pipeline) -> None:
+        if self._left_alone:
+            return
+        asked_at = time.monotonic()
         try:
             known = len(mirror.experiences) - len(mirror.unsaved)
             held = await self.store.count(pipeline)
@@ -144,7 +163,7 @@ class MirroredMemory:
             mirror.unsaved.clear()
             mirror.evicted.clear()
         except MemoryUnavailable as error:
-            self._went_away(error)
+            self._went_away(error, asked_at)
             return
         if not self.available:
             _log.info("Redis is back; nothing is waiting any more", pipeline=pipeline)
@@ -155,7 +174,10 @@ class MirroredMemory:
             await self.store.append_decision(pipeline, mirror.decisions[0])
             mirror.decisions.popleft()
 
-    def _went_away(self, error: MemoryUnavailable) -> None:
+    def _went_away(self, error: MemoryUnavailable, asked_at: float) -> None:
+        now = time.monotonic()
+        if now - asked_at >= _SLOW_S:
+            self._ask_again_at = now + _PAUSES * (now - asked_at)
         if self.available:
             _log.warning("Redis is away; deciding goes on with what is known, experiences wait", problem=str(error))
         self.available = False

@@ -1,16 +1,21 @@
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from controller.decision import Proposal
+from controller.knowledge import Knowledge
 from controller.llm.client import ModelClient
 from controller.llm.policy import LlmPolicy
 from controller.llm.settings import ModelSettings
 from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
-from controller.state import Allocation, PipelineView
+from controller.menu import Menu
+from controller.state import HOLD, Allocation, PipelineView
 from controller.tuning import Tuning
 from controller.worlds.simulated import Faults, SimulatedWorld
 from sair.pipeline import Mode
@@ -129,3 +134,45 @@ async def test_a_model_that_answers_nonsense_is_replaced_by_the_built_in_policy_
     newest = (await store.decisions(KEY, 100))[::-1]
     assert any("fallback" in fields for _id, fields in newest)
     assert any(fields.get("reply") for _id, fields in newest)
+
+
+class Slow(LlmPolicy):
+    """A model during whose answer something else happens."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        settings = ModelSettings(base_url="http://127.0.0.1:9/v1")
+        super().__init__(ModelClient(settings), settings)
+        self._meanwhile = meanwhile
+
+    async def propose(self, knowledge: Knowledge, menu: Menu, *_: object) -> Proposal:
+        await self._meanwhile()
+        changing = next((each for each in menu.candidates if each.action), menu.hold)
+        return Proposal(changing.action, "llm", "it looked right then", changing.number)
+
+
+async def test_a_models_reply_is_discarded_where_the_state_has_moved_meanwhile(store: Store) -> None:
+    world = simulated()
+
+    async def somebody_scales() -> None:
+        now = (await world.allocations(KEY))["preprocess"]
+        more = replace(now, replicas=now.replicas % 10 + 1)
+        await world.apply(KEY, {"preprocess": more}, reason="somebody else")
+
+    model = Slow(somebody_scales)
+    watcher = await run(world, store, 200, model)
+    await model.close()
+    decided = [report for report in watcher.reports if report.decision and report.decision.policy != "probe"]
+    assert decided
+    for report in decided:
+        assert report.decision is not None
+        assert (report.decision.policy, report.decision.action) == ("hold", HOLD)
+        assert report.fallback == "the reply came too late: the allocation changed while the model was asked"
+
+
+async def test_a_models_reply_counts_where_nothing_has_moved(store: Store) -> None:
+    model = Slow(partial(asyncio.sleep, 0))
+    watcher = await run(simulated(), store, 200, model)
+    await model.close()
+    assert any(
+        report.decision and report.decision.policy == "llm" and report.decision.action for report in watcher.reports
+    )

@@ -24,6 +24,14 @@ def test_the_pause_doubles_while_the_server_stays_bad_up_to_an_hour() -> None:
     assert pauses == [600, 1200, 2400, 3600, 3600]
 
 
+def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() -> None:
+    breaker = Breaker(limit=3, pause_s=60)
+    for number in range(20):
+        breaker = breaker.failed(float(number))
+    assert breaker.closed_at == 2 + 60
+    assert breaker.failed(62).closed_at == 62 + 120
+
+
 def test_a_budget_is_per_day() -> None:
     spending = Spending().add(now=10.0, tokens=900, dollars=0.1).add(now=20.0, tokens=100, dollars=0.1)
     assert spending.exceeds(30.0, tokens_per_day=1000, dollars_per_day=0)

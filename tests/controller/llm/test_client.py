@@ -6,7 +6,7 @@ from aiohttp import web
 from controller.llm.client import ModelClient
 from controller.llm.settings import ModelSettings, load_model_settings
 from sair.errors import ModelUnavailable, SettingsError
-from tests.fakes.model_server import Reply, enforcing, misbehaving_server, says
+from tests.fakes.model_server import Reply, chat_completion, enforcing, misbehaving_server, says
 
 SCHEMA: dict[str, Any] = {"type": "object"}
 ASK = [{"role": "user", "content": "?"}]
@@ -94,6 +94,16 @@ async def test_what_the_model_used_is_counted() -> None:
         await client.close()
     assert (completion.tokens_in, completion.tokens_out, completion.model) == (100, 10, "misbehaving")
     assert server.requests[0]["response_format"]["json_schema"]["strict"] is True
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -5000, "completion_tokens": -1, "total_tokens": 0}])
+async def test_a_server_that_does_not_count_is_not_free(usage: dict[str, int] | None) -> None:
+    reply = {**chat_completion("x" * 400), "usage": usage}
+    async with misbehaving_server(lambda _request: web.json_response(reply)) as server:
+        client = ModelClient(settings(server.url, enforcement="text"))
+        completion = await client.complete([{"role": "user", "content": "y" * 4000}], SCHEMA, timeout_s=2.0)
+        await client.close()
+    assert (completion.tokens_in, completion.tokens_out) == (1001, 101)
 
 
 async def test_a_server_that_stops_taking_schemas_is_probed_again() -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,30 @@ async def test_the_server_of_the_embedded_default_keeps_its_data(tmp_path: Path)
             await client.incr("starts")
             count = int(await client.get("starts") or 0)
     assert count == 2
+
+
+async def test_a_redis_that_takes_calls_and_never_answers_holds_rounds_up_once_and_not_every_time() -> None:
+    asked = 0
+    ended = asyncio.Event()
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await ended.wait()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = Store.from_url(f"redis://127.0.0.1:{port}/0")
+        memory = MirroredMemory(store)
+        await memory.record(PIPELINE, {"round": "1"})
+        assert not memory.available
+        before = asked
+        for number in range(2, 6):
+            await memory.record(PIPELINE, {"round": str(number)})
+            await memory.save(experience(number), PIPELINE, {"round": str(number)}, {})
+        # Nobody waited for it again, and nothing was dropped.
+        assert asked == before
+        assert memory.unsaved == 4
+        ended.set()
+        await store.close()
