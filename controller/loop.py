@@ -7,12 +7,13 @@ without metrics or room the round holds, without a model the built-in policy dec
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -295,7 +296,10 @@ class PipelineLoop:
         report.room, report.learned = room, knowledge.learned
         menu = rounds.candidates(knowledge, situation, self._tuning)
         report.menu = menu
+        # What the reflex goes by while a model thinks.
+        self._knowledge = knowledge
         proposal = await self._proposal(knowledge, menu, report)
+        knowledge = _as_frozen(knowledge, self._knowledge)
         if report.trace is not None and (moved := await self._moved(situation)):
             report.fallback = f"the reply came too late: {moved} changed while the model was asked"
             _log.warning("the language model's reply is discarded", pipeline=self.key, problem=report.fallback)
@@ -335,13 +339,27 @@ class PipelineLoop:
         if self._model is not None:
             report.trace = Trace()
             try:
-                return await self._model.propose(
+                asked = self._model.propose(
                     knowledge, menu, lambda action: _refusal(action, menu), self._rng, report.trace
                 )
+                return await self._reacting_until(asked, report.view)
             except ModelUnavailable as error:
                 report.fallback = str(error)
                 _log.warning("the language model did not decide", pipeline=self.key, problem=str(error))
         return decide(menu)
+
+    async def _reacting_until(self, answer: Coroutine[Any, Any, Proposal], view: PipelineView) -> Proposal:
+        """Wait for a model, and let the reflex go on as long as the world's time does."""
+        clock, every_s = self._world.clock, self._tuning.reflex_interval_s
+        task, looked_at = asyncio.create_task(answer, name=f"model {self.key}"), clock.now()
+        try:
+            while not (await asyncio.wait({task}, timeout=every_s))[0]:
+                if clock.now() - looked_at >= every_s and view.mode == "auto":
+                    looked_at = clock.now()
+                    await self.reflex(view)
+        finally:
+            task.cancel()
+        return task.result()
 
     async def _save(self, experiences: Sequence[Experience], knowledge: Knowledge) -> None:
         """Keep experiences and state together: a state that counts a round without its experience would lose it."""
@@ -365,6 +383,11 @@ class PipelineLoop:
             OBSERVED_FIELD: repr(self._observed_s),
             STATE_FIELD: msgspec.json.encode(stored(knowledge)).decode(),
         }
+
+
+def _as_frozen(knowledge: Knowledge, by: Knowledge) -> Knowledge:
+    """With what the reflex froze meanwhile."""
+    return replace(knowledge, learned=replace(knowledge.learned, frozen_until_s=by.learned.frozen_until_s))
 
 
 def _refusal(action: Action, menu: Menu) -> str | None:

@@ -15,7 +15,7 @@ from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from controller.menu import Menu
-from controller.state import HOLD, Allocation, PipelineView
+from controller.state import HOLD, Action, Allocation, PipelineView
 from controller.tuning import Tuning
 from controller.worlds.simulated import Faults, SimulatedWorld
 from sair.pipeline import Mode
@@ -176,3 +176,30 @@ async def test_a_models_reply_counts_where_nothing_has_moved(store: Store) -> No
     assert any(
         report.decision and report.decision.policy == "llm" and report.decision.action for report in watcher.reports
     )
+
+
+async def test_the_reflex_goes_on_while_a_model_thinks(store: Store) -> None:
+    world = simulated()
+    thinking = False
+    looked: list[bool] = []
+
+    async def think() -> None:
+        nonlocal thinking
+        thinking = True
+        await world.clock.sleep(4.0)
+        await asyncio.sleep(1.2)
+        thinking = False
+
+    class Loop(PipelineLoop):
+        async def reflex(self, view: PipelineView) -> Action:
+            looked.append(thinking)
+            return await super().reflex(view)
+
+    model, watcher = Slow(think), Rounds()
+    tuning = Tuning(prices=setup().prices, reflex_interval_s=0.5, probing=False)
+    loop = Loop(KEY, world, MirroredMemory(store), tuning, model=model, watcher=watcher)
+    await loop.run(lambda: bool(watcher.reports))
+    await world.clock.aclose()
+    await model.close()
+    assert looked.count(True) >= 1
+    assert looked.count(False) >= 10

@@ -13,6 +13,7 @@ from tests.builders import experience
 KEY = "sair:{default/vision}:experience:0000000001"
 
 finite = st.floats(-LARGEST, LARGEST, width=64)
+ratios = st.floats(0.0, LARGEST, width=64)
 deltas = st.builds(
     StageDelta,
     stage=st.sampled_from(["pre", "inference", "post"]),
@@ -25,7 +26,7 @@ deltas = st.builds(
 
 @given(
     action=st.lists(deltas, unique_by=lambda delta: delta.stage).map(Action.of),
-    outcome=st.builds(Outcome, finite, finite, finite),
+    outcome=st.builds(Outcome, ratios, ratios, ratios),
     reward=st.builds(RewardTerms, finite, finite, finite, finite, finite),
     surprisal=finite,
     predicted=st.none() | finite,

@@ -4,6 +4,7 @@ No registry takes part. An archive is named after a digest of everything that go
 never built twice. Where a Dockerfile says `ARG BASE`, a local Debian made by debootstrap stands in for the public image.
 """
 
+import atexit
 import fcntl
 import hashlib
 import os
@@ -147,9 +148,9 @@ def example(tag: str) -> Image:
     make = ["nice", "-n", "10", "make", "--silent", f"--directory={REPOSITORY / 'cuda_hook'}", f"BUILD={build}"]
     _run([*make, f"{build / 'driver/libcuda.so.1'}"])
     # What is built outside the checkout and what lies in it, side by side as the Dockerfile finds them in a checkout.
-    context = _cache() / "example"
+    context = Path(tempfile.mkdtemp(prefix="sair-example-"))
+    atexit.register(shutil.rmtree, context, ignore_errors=True)
     app, requirements = Path("deploy/examples/app"), Path("requirements/runtime.txt")
-    shutil.rmtree(context, ignore_errors=True)
     shutil.copytree(REPOSITORY / app, context / app, ignore=shutil.ignore_patterns("__pycache__"))
     for source, target in ((REPOSITORY / requirements, requirements), (build / "driver/libcuda.so.1", Path(driver))):
         (context / target).parent.mkdir(parents=True)
