@@ -91,7 +91,6 @@ class Scrape:
     service_sum_s: float | None = None
     """Of services whose batch size is not told."""
     service_count: float | None = None
-    service: Histogram = field(default_factory=Histogram)
     by_batch: tuple[Services, ...] = ()
     """Services whose batch size is told, by size."""
     cpu_s: float | None = None
@@ -180,7 +179,6 @@ def scrape_of(samples: Mapping[str, Sequence[Said]], endpoint: MetricsEndpoint, 
         pipeline=_histogram(f"{PIPELINE_LATENCY}_bucket", samples),
         service_sum_s=_optional(f"{SERVICE}_sum", untold),
         service_count=_optional(f"{SERVICE}_count", untold),
-        service=_histogram(f"{SERVICE}_bucket", untold),
         by_batch=tuple(
             Services(
                 size,

@@ -62,8 +62,6 @@ class StageWindow:
     """Time of the newest scrape of the pod that was silent longest."""
     mean_batch: float | None = None
     """Mean number of requests served together; None if no pod says."""
-    service_scv: float | None = None
-    """Squared coefficient of variation of services whose batch size is not told; None if no pod exports a histogram of them."""
     batches: tuple[BatchTimes, ...] = ()
     """Services whose batch size is told."""
 
@@ -108,7 +106,6 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
     arrivals = departures = queue = queue_before = 0.0
     latency, pipeline = Histogram(), Histogram()
     service_sum = service_count = batch_sum = batch_count = cpu = 0.0
-    service: Histogram = Histogram()
     by_size: dict[int, Services] = {}
     has_cpu = False
     covered = 0.0
@@ -130,7 +127,6 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
             departures += done.total / span
             latency = add(latency, done)
             pipeline = add(pipeline, increase(before.pipeline, after.pipeline))
-            service = add(service, increase(before.service, after.service))
             _add_services(by_size, before.by_batch, after.by_batch)
         service_sum += _grown(s.service_sum_s for s in scrapes if s.service_sum_s is not None)
         service_count += _grown(s.service_count for s in scrapes if s.service_count is not None)
@@ -160,8 +156,6 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
         cpu_cores=cpu if has_cpu else None,
         oldest_s=oldest,
         mean_batch=batch_sum / batch_count if batch_count > 0 else None,
-        # Of requests that are served together nobody knows how a batch's time was told of each.
-        service_scv=scv(service) if batch_sum <= batch_count else None,
         batches=tuple(BatchTimes(each.size, each.count, each.sum_s / each.count, scv(each.times)) for each in told),
     )
 

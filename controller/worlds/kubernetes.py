@@ -291,7 +291,7 @@ class KubernetesWorld:
             service_s=sustained_service_s(
                 service_s, window.departures_per_s, window.cpu_cores, ready, cores / ready if ready else 0.0
             ),
-            service_scv=window.service_scv,
+            service_scv=None,
             p99_s=quantile(window.latency, 0.99),
             mean_batch=window.mean_batch,
             batches=window.batches,

@@ -63,17 +63,16 @@ def test_services_are_counted_by_batch_size_over_pods_and_restarts() -> None:
     assert seen.mean_batch == pytest.approx(95 / 35)
 
 
-def test_variation_is_read_from_the_buckets_of_service_times() -> None:
-    bounds = (0.1, 0.2, math.inf)
-    one = series(
-        scrape(0, 0, service=Histogram(bounds, (5.0, 5.0, 5.0))),
-        scrape(10, 0, service=Histogram(bounds, (105.0, 205.0, 205.0))),
+def test_variation_is_read_from_the_buckets_of_each_size() -> None:
+    def said(low: float, high: float) -> Services:
+        return Services(4, 0.1 * high, high, Histogram((0.1, 0.2, math.inf), (low, high, high)))
+
+    seen = window_of(
+        {"a": series(scrape(0, 0, by_batch=(said(5, 5),)), scrape(10, 0, by_batch=(said(105, 205),)))}, 10, 10
     )
-    seen = window_of({"a": one}, 10, 10)
     assert seen is not None
     # Even between 0 and 0.2 s: variance 0.2²/12 about a mean of 0.1 s.
-    assert seen.service_scv == pytest.approx(1 / 3)
-    assert window_of({"a": series(scrape(0, 0), scrape(10, 0))}, 10, 10).service_scv is None  # type: ignore[union-attr]
+    assert seen.batches[0].scv == pytest.approx(1 / 3)
 
 
 def test_one_scrape_is_no_window() -> None:
