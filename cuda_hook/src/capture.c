@@ -35,6 +35,22 @@ void sair_capture_ends(CUstream handle, int per_thread) {
     }
 }
 
+static CUstreamCaptureMode exchange(CUstreamCaptureMode mode) {
+    const struct sair_driver *driver = sair_driver();
+    if (driver == NULL || driver->cuThreadExchangeStreamCaptureMode == NULL ||
+        driver->cuThreadExchangeStreamCaptureMode(&mode) != CUDA_SUCCESS)
+        return CU_STREAM_CAPTURE_MODE_RELAXED;
+    return mode;
+}
+
+CUstreamCaptureMode sair_capture_relax(void) {
+    return exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
+}
+
+void sair_capture_restore(CUstreamCaptureMode mode) {
+    if (mode != CU_STREAM_CAPTURE_MODE_RELAXED) (void)exchange(mode);
+}
+
 int sair_stream_is_capturing(CUstream handle, int per_thread) {
     if (__builtin_expect(SAIR_LOAD_ACQUIRE(&sair_captures_active) == 0, 1)) return 0;
     const struct sair_driver *driver = sair_driver();

@@ -171,12 +171,14 @@ unsigned sair_streams_harvest(uint64_t now_ns) {
     if (SAIR_LOAD(&sair_captures_active) != 0) return 0; /* an event query breaks a global-mode capture */
     if (__atomic_exchange_n(&harvesting, 1u, __ATOMIC_ACQUIRE) != 0) return 0;
     unsigned settled = 0;
+    CUstreamCaptureMode mode = sair_capture_relax();
     uint32_t high = SAIR_LOAD(&stream_high);
     for (uint32_t i = 0; i < high; i++) {
         struct sair_stream *stream = &streams[i];
         if (SAIR_LOAD_ACQUIRE(&stream->used) != 2) continue;
         while (stream->head != SAIR_LOAD_ACQUIRE(&stream->tail) && settle_head(stream, now_ns)) settled++;
     }
+    sair_capture_restore(mode);
     SAIR_STORE_RELEASE(&harvesting, 0u);
     return settled;
 }

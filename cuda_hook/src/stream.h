@@ -83,6 +83,10 @@ int sair_stream_is_only_one(void);
 void sair_capture_begins(CUstream handle, int per_thread);
 void sair_capture_ends(CUstream handle, int per_thread);
 extern uint32_t sair_captures_active;
+/* What this thread asks of events in between breaks no capture of another thread, whenever that begins: a look at
+ * sair_captures_active alone may be too early. Returns the mode to restore. */
+CUstreamCaptureMode sair_capture_relax(void);
+void sair_capture_restore(CUstreamCaptureMode mode);
 /* Whether this stream is being captured; only asks the driver while any capture is active. */
 int sair_stream_is_capturing(CUstream handle, int per_thread);
 

@@ -31,6 +31,7 @@ def _launches(container: Container) -> int:
     "program",
     [
         capture.a_global_capture_survives_limited_launches_of_another_thread,
+        capture.a_global_capture_may_begin_at_any_moment_of_another_threads_launch,
         capture.the_twins_capture_too,
         waiting.a_launch_does_not_wait_for_ever_for_one_that_cannot_run,
         waiting.known_work_that_cannot_run_does_not_use_up_the_room,

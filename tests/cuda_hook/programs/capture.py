@@ -50,6 +50,35 @@ def a_global_capture_survives_limited_launches_of_another_thread() -> None:
             thread.join()
 
 
+def a_global_capture_may_begin_at_any_moment_of_another_threads_launch() -> None:
+    """Between the hook's look for captures and its question about an event as well: hundreds of short ones."""
+    cuda = Cuda()
+    context, kernel, stop = Handle(), cuda.function("spin_us_20"), threading.Event()
+    cuda("cuCtxGetCurrent", ctypes.byref(context))
+
+    def work() -> None:
+        cuda("cuCtxSetCurrent", context)
+        stream = cuda.stream()
+        while not stop.is_set():
+            cuda.launch(kernel, stream)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        stream = cuda.stream()
+        for _ in range(6000):
+            graph = Handle()
+            cuda("cuStreamBeginCapture_v2", stream, GLOBAL)
+            cuda.launch(kernel, stream)
+            expect(cuda.try_("cuStreamEndCapture", stream, ctypes.byref(graph)), SUCCESS)
+            cuda("cuGraphDestroy", graph)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 def the_twins_capture_too() -> None:
     """Through the _ptsz twins and into an existing graph; nothing of the hook's own is in the graph."""
     cuda = Cuda()
