@@ -11,7 +11,7 @@ import numpy as np
 
 from controller.batches import request_scv
 from controller.model import Array, ServiceCurve
-from controller.state import StageObservation
+from controller.state import BatchTimes, StageObservation
 
 __all__ = ["PRIOR_SCV", "StageFit", "fit_stage", "fitted_curve", "given_fit", "service_time_error"]
 
@@ -46,6 +46,12 @@ _BATCHES_FROM: Final = 1.02
 _USUAL_BATCH: Final = 8.0
 """Largest batch of a stage that was seen to batch at all, until it is known: what inference servers are usually set to, or more.
 Believing in less than there is keeps replicas for a reserve that the others would have covered."""
+
+_LEAST_S: Final = 1e-6
+_MOST_S: Final = 1e4
+_BATCH_MOST: Final = 1e4
+_SERVICES_MOST: Final = 1e9
+"""What no honest window shows more of; NaN fails all of these comparisons."""
 
 _SCV_MAX: Final = 25.0
 _RANK: Final = 1e-7
@@ -90,9 +96,9 @@ def _shape(stage: StageObservation) -> tuple[float, float, float] | None:
     """Cores, share and batch that the replicas really had; None if the stage has no usable measurement."""
     rate = stage.granted or stage.allocation.gpu_rate
     service, batch = stage.service_s, stage.mean_batch
-    if service is None or not math.isfinite(service) or not 1e-6 < service < 1e4 or stage.allocation.cpu <= 0:
+    if service is None or not _LEAST_S < service < _MOST_S or stage.allocation.cpu <= 0:
         return None
-    if batch is None or not 1.0 <= batch <= 1e4:
+    if batch is None or not 1.0 <= batch <= _BATCH_MOST:
         batch = 1.0
     return stage.allocation.cpu / 1000.0, rate.fraction if rate else 1.0, batch
 
@@ -210,9 +216,22 @@ def fit_stage(
 
 def _scv_by_size(stage: StageObservation) -> float | None:
     """Squared coefficient of variation by one request, out of that of batches of each size, which varies by their mean; None if untold."""
-    told = [(each.services, each.size * each.scv) for each in stage.batches if each.scv is not None]
+    told = [
+        (each.services, each.size * each.scv)
+        for each in _usable(stage)
+        if each.scv is not None and 0 <= each.scv <= _SCV_MAX
+    ]
     total = sum(services for services, _ in told)
     return sum(services * scv for services, scv in told) / total if total > 0 else None
+
+
+def _usable(stage: StageObservation) -> list[BatchTimes]:
+    """The batch sizes whose numbers can be true."""
+    return [
+        each
+        for each in stage.batches
+        if 1 <= each.size <= _BATCH_MOST and 0 < each.services <= _SERVICES_MOST and _LEAST_S < each.mean_s < _MOST_S
+    ]
 
 
 def _faded(information: Array, rows: Array, keep: float) -> Array:
@@ -234,12 +253,13 @@ def _measurements(
     Between windows size and time cannot be told apart without bias: where requests happen to take long more of them gather, and the
     next batch is larger. How large a batch is says nothing of how long its own requests take.
     """
-    if len(stage.batches) < 2:
+    batches = _usable(stage)
+    if len(batches) < 2:
         phi, measured, precision = whole
         return phi[None, :], np.array([measured]), np.array([precision])
-    sizes = np.array([float(each.size) for each in stage.batches])
-    services = np.array([each.services for each in stage.batches])
-    values = np.array([each.mean_s for each in stage.batches]) / fit.scale_s
+    sizes = np.array([float(each.size) for each in batches])
+    services = np.array([each.services for each in batches])
+    values = np.array([each.mean_s for each in batches]) / fit.scale_s
     rows = _features(cores, rate, sizes, fit.uses_gpu)
     middle = (values + np.maximum(rows @ np.array(fit.theta), 0.0)) / 2.0
     return rows, values, 1.0 / (middle**2 * (fit.scv / (sizes * services) + _MODEL_ERROR**2))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from controller import round as rounds
 from controller.decision import Situation
 from controller.knowledge import Knowledge, begin
-from controller.state import Observation
+from controller.state import BatchTimes, Observation
 from controller.tuning import Tuning
 from tests.controller.situations import allocations, chain, experienced, observation, packed_room
 
@@ -59,6 +59,20 @@ def poisoned(draw: st.DrawFn) -> tuple[Observation, set[str]]:
         )
     )
     counts = draw(st.dictionaries(st.sampled_from(["completed", "missed"]), st.sampled_from([-5, 10**18]), max_size=2))
+    batches = draw(
+        st.lists(
+            st.builds(
+                BatchTimes,
+                size=st.sampled_from([-1, 0, 1, 4, 10**18]),
+                services=bad | st.just(20.0),
+                mean_s=bad | st.just(0.02),
+                scv=st.none() | bad | st.just(0.5),
+            ),
+            max_size=4,
+        )
+    )
+    if batches:
+        per_stage.setdefault("infer", {})["batches"] = tuple(batches)
     names = {*whole, *counts, *(name for changes in per_stage.values() for name in changes)}
     return observation(WIDE, stages=per_stage, **whole, **counts), names
 
@@ -67,6 +81,7 @@ def test_every_number_of_a_stage_is_among_those_that_are_poisoned() -> None:
     seen = observation(WIDE)
     assert {each.name for each in fields(seen.stages[0])} == {
         *stage_numbers,
+        "batches",
         *("name", "allocation", "ready", "starting", "granted"),
     }
 
