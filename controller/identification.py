@@ -239,7 +239,10 @@ def _faded(information: Array, rows: Array, keep: float) -> Array:
 
     With I = LLᵀ that is L(1 − (1 − keep)P)Lᵀ, P projecting onto what LᵀΦᵀ spans.
     """
-    root = np.linalg.cholesky(information)
+    try:
+        root = np.linalg.cholesky(information)
+    except np.linalg.LinAlgError:
+        return information  # no such matrix, by rounding or out of a damaged memory: what is measured now is added all the same
     directions, lengths, _ = np.linalg.svd(root.T @ rows.T, full_matrices=False)
     measured = root @ directions[:, lengths > _RANK * lengths[0]]
     return np.asarray(information - (1.0 - keep) * measured @ measured.T)

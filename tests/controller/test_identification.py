@@ -107,6 +107,14 @@ def test_the_variance_of_a_request_is_found_from_that_of_batches_of_each_size() 
     assert fit.scv == pytest.approx(0.8, rel=0.05)
 
 
+def test_information_that_is_none_does_not_end_the_learning() -> None:
+    fit = learn([at(500)] * 3)
+    broken = replace(fit, information=tuple(-5.0 if place == 0 else each for place, each in enumerate(fit.information)))
+    wiser = fit_stage(broken, at(500), window_s=15.0, now=200.0, half_life_s=900.0)
+    assert wiser is not None
+    assert wiser.observations == fit.observations + 1
+
+
 def test_any_number_of_batch_sizes_is_taken_in() -> None:
     told = tuple(BatchTimes(size, 1.0, 0.01 + 0.001 * size) for size in range(1, 2000))
     curve = fitted_curve(learn([replace(at(500, batch=1000.0), batches=told)] * 3))
