@@ -175,22 +175,24 @@ class _Place:
     held: int
     more: int
 
-    def each(self, own: int) -> int:
-        """What each of the replicas here could have."""
-        return (self.free + self.held * own) // self.held
-
 
 def _reach(places: list[_Place], own: int, replicas: Sequence[int], limit: int, now: int) -> list[int]:
     """What each replica could have in the tightest place, for each wanted number of replicas."""
 
     def tightest() -> int:
-        return max(0, min((place.each(own) for place in places if place.held), default=limit))
+        least = limit
+        for place in places:
+            if place.held and place.free // place.held + own < least:
+                least = place.free // place.held + own
+        return max(0, least)
 
     def add() -> bool:
-        fitting = [place for place in places if place.free >= own and place.more > 0]
-        if not fitting:
+        fullest: _Place | None = None
+        for place in places:
+            if place.free >= own and place.more > 0 and (fullest is None or place.free < fullest.free):
+                fullest = place
+        if fullest is None:
             return False
-        fullest = min(fitting, key=lambda place: place.free)
         fullest.free -= own
         fullest.held += 1
         fullest.more -= 1
@@ -199,17 +201,17 @@ def _reach(places: list[_Place], own: int, replicas: Sequence[int], limit: int, 
     # Replicas that are wished but placed nowhere yet will be placed like new ones.
     fits = all(add() for _ in range(max(0, now - sum(place.held for place in places))))
     start = [(place.free, place.held, place.more) for place in places]
-    reach = {now: min(limit, tightest()) if fits else 0}
+    reach = {now: tightest() if fits else 0}
     for count in range(now + 1, max(replicas, default=now) + 1):
         fits = fits and add()
-        reach[count] = min(limit, tightest()) if fits else 0
+        reach[count] = tightest() if fits else 0
     for place, (free, held, more) in zip(places, start, strict=True):
         place.free, place.held, place.more = free, held, more
     for count in range(now - 1, min(replicas, default=now) - 1, -1):
         holding = [place for place in places if place.held]
         if holding:
-            widest = max(holding, key=lambda place: place.each(own))
+            widest = max(holding, key=lambda place: place.free // place.held)
             widest.free += own
             widest.held -= 1
-        reach[count] = min(limit, tightest())
+        reach[count] = tightest()
     return [reach.get(count, limit) for count in replicas]

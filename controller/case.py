@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from controller.decision import Situation
 from controller.knowledge import Learned
@@ -13,7 +14,7 @@ from controller.state import Action, Allocation, StageDelta
 __all__ = ["Case", "breached", "each_delta", "no_fall"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
     """What a guard judges by."""
 
@@ -21,7 +22,7 @@ class Case:
     learned: Learned
     model: PipelineModel
 
-    @property
+    @cached_property
     def current(self) -> dict[str, Allocation]:
         """Allocations now; a stage that was not observed is missing."""
         return self.situation.observation.allocations
@@ -38,7 +39,8 @@ def breached(case_or_situation: Case | Situation) -> bool:
 
 def each_delta(action: Action, change: Callable[[StageDelta], StageDelta]) -> Action:
     """Rewrite each delta of an action; what becomes empty is dropped."""
-    return Action.of(change(delta) for delta in action.deltas)
+    changed = tuple(map(change, action.deltas))
+    return action if changed == action.deltas else Action.of(changed)
 
 
 def no_fall(delta: StageDelta) -> StageDelta:

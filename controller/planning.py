@@ -112,15 +112,10 @@ def _options(model: PipelineModel, stage: StageModel) -> _Options:
     counts, cores, shares = (each.ravel() for each in np.meshgrid(replicas, cpus, rates, indexing="ij"))
     # What is there already is not measured against the room again.
     held = now.gpu_rate.milli if now.gpu_rate else 1000
-    fits, lacking = np.ones((len(replicas), len(rates)), dtype=bool), np.zeros((len(replicas), len(rates)))
-    for row, count in enumerate(replicas):
-        for column, share in enumerate(rates):
-            if now.gpu_rate:
-                fits[row, column] = share <= max(
-                    stage.highest_milli(count, share), held if count <= now.replicas else 0
-                )
-            rate = GpuRate(share) if now.gpu_rate else None
-            lacking[row, column] = model.shortfall(stage, replace(now, replicas=count, gpu_rate=rate))
+    fits, lacking = np.ones((len(replicas), len(rates)), dtype=bool), model.shortfalls(stage, replicas, rates)
+    for row, count in enumerate(replicas if now.gpu_rate else ()):
+        kept = held if count <= now.replicas else 0
+        fits[row] = [share <= max(stage.highest_milli(count, share), kept) for share in rates]
     reach_cpu = np.array([max(stage.highest_cpu(count), now.cpu if count <= now.replicas else 0) for count in replicas])
     rows, columns = counts - replicas[0], np.searchsorted(rates, shares)
     possible, lack = (cores <= reach_cpu[rows]) & fits[rows, columns], lacking[rows, columns]
@@ -130,8 +125,8 @@ def _options(model: PipelineModel, stage: StageModel) -> _Options:
             possible = np.ones(counts.size, dtype=bool)
     # Where nothing covers the reserve, what comes near to the most there is will do: the last per cent can cost many replicas.
     least = float(lack[possible].min())
-    kept = possible & (lack <= (least + _NEARLY if least > 1e-9 else 1e-9))
-    counts, cores, shares = counts[kept], cores[kept], shares[kept]
+    enough = possible & (lack <= (least + _NEARLY if least > 1e-9 else 1e-9))
+    counts, cores, shares = counts[enough], cores[enough], shares[enough]
     extra = stage.backlog / model.round_s / stage.visits
     mean, variance, used = stage.sojourn(
         model.arrivals_per_s + extra, counts, cores / 1000, shares / 1000, model.tuning.caution

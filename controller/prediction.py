@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,15 +60,18 @@ class StageModel:
 
     def highest_milli(self, replicas: int, share_milli: int) -> int:
         """Highest GPU share the cards would allow so many replicas that were placed at a share; thousandths, 0 where they do not fit."""
-        if share_milli not in self._reaches:
-            self._reaches[share_milli] = highest_rate(self.room, self.view, self.allocation, self._counts, share_milli)
-        return self._reaches[share_milli][min(replicas, len(self._counts)) - 1]
+        reach = self._reaches.get(share_milli)
+        if reach is None:
+            reach = highest_rate(self.room, self.view, self.allocation, self._counts, share_milli)
+            self._reaches[share_milli] = reach
+        return reach[min(replicas, len(reach)) - 1]
 
     def highest_cpu(self, replicas: int) -> int:
         """Highest CPU in millicores the nodes would allow so many replicas."""
-        if 0 not in self._reaches:
-            self._reaches[0] = highest_cpu(self.room, self.view, self.allocation, self._counts)
-        return self._reaches[0][min(replicas, len(self._counts)) - 1]
+        reach = self._reaches.get(0)
+        if reach is None:
+            reach = self._reaches[0] = highest_cpu(self.room, self.view, self.allocation, self._counts)
+        return reach[min(replicas, len(reach)) - 1]
 
     @property
     def _counts(self) -> range:
@@ -113,6 +116,19 @@ class StageModel:
             share_milli: The GPU share at which they are placed before the burst; None: the present one.
             caution: Standard deviations of the fit.
         """
+        serving, cores, rate = self._standing(replicas, share_milli)
+        return serving * self._pace(cores, rate, caution) if serving else 0.0
+
+    def reachable_grid(self, replicas: Sequence[int], shares_milli: Sequence[int], caution: float) -> Array:
+        """The same for every number of replicas (rows) at every share (columns)."""
+        standing = np.array([self._standing(count, share) for count in replicas for share in shares_milli])
+        serving, cores, rate = standing.reshape(len(replicas), len(shares_milli), 3).transpose(2, 0, 1)
+        curve = fitted_curve(self.fit)
+        longer = 1.0 + caution * service_time_error(self.fit, cores, rate) if caution else 1.0
+        return np.asarray(serving / curve.service_s(cores, rate, curve.batch_max) / longer)
+
+    def _standing(self, replicas: int, share_milli: int | None) -> tuple[int, float, float]:
+        """How many of so many replicas would serve, and the highest cores and share of each."""
         allocation = self.allocation
         own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
         placed = own if share_milli is None else share_milli
@@ -121,14 +137,14 @@ class StageModel:
         while self.view.uses_gpu and replicas > there and self.highest_milli(replicas, placed) < placed:
             replicas -= 1
         if replicas < 1:
-            return 0.0
+            return 0, 1.0, 1.0
         cores = max(self.highest_cpu(replicas), allocation.cpu if replicas <= there else 1) / 1000
         rate = 1.0
         if self.view.uses_gpu:
             rate = max(self.highest_milli(replicas, placed), min(own, placed) if replicas <= there else 1) / 1000
             if self.most_milli is not None:
                 rate = min(rate, self.most_milli / 1000)
-        return replicas * self._pace(cores, rate, caution)
+        return replicas, cores, rate
 
     def _pace(self, cores: float, rate: float, caution: float) -> float:
         """What one replica can serve with full batches, ``caution`` standard deviations below the mean; requests per second."""
@@ -276,6 +292,13 @@ class PipelineModel:
             )
             self._lacking[key] = max(0.0, 1.0 - reach / needed) if needed > 0 else 0.0
         return self._lacking[key]
+
+    def shortfalls(self, model: StageModel, replicas: Sequence[int], shares_milli: Sequence[int]) -> Array:
+        """The same for every number of replicas (rows) at every share (columns)."""
+        needed = self.needed_per_s(model)
+        if not needed > 0:
+            return np.zeros((len(replicas), len(shares_milli)))
+        return np.maximum(0.0, 1.0 - model.reachable_grid(replicas, shares_milli, self.tuning.caution) / needed)
 
     def needed_per_s(self, model: StageModel) -> float:
         """What a stage's replicas must be able to serve at their highest knobs, requests per second at this stage."""

@@ -69,16 +69,19 @@ def react(
     entering = max(
         (_finite(gauge.arrivals_per_s) / share[gauge.name] for gauge in gauges if gauge.name in share), default=0.0
     )
-    knobs = []
-    for gauge in gauges:
-        stage = view.stage(gauge.name)
-        if stage is not None and gauge.ready > 0:
-            knobs.append((_knob(stage, gauge, learned.fits.get(gauge.name), room), entering * share[gauge.name]))
+    seen = [
+        (stage, gauge, learned.fits.get(gauge.name))
+        for stage, gauge in ((view.stage(gauge.name), gauge) for gauge in gauges)
+        if stage is not None and gauge.ready > 0
+    ]
     threshold_s = queue_threshold_s(view, tuning)
-    alarmed = [knob.queue > max(1.0, threshold_s * knob.capacity_per_s(knob.now)) for knob, _ in knobs]
+    alarmed = [
+        _finite(gauge.queue_depth) > max(1.0, threshold_s * _capacity(stage, gauge, fit)) for stage, gauge, fit in seen
+    ]
     expected = learned.foreseen_per_s if tuning.analogues and math.isfinite(learned.foreseen_per_s) else 0.0
     if not any(alarmed) and not expected > 0:
         return HOLD
+    knobs = [(_knob(stage, gauge, fit, room), entering * share[gauge.name]) for stage, gauge, fit in seen]
     whole = max(expected, _foreseen(learned, entering, tuning) if any(alarmed) else 0.0)
     rises = []
     for (knob, rate), loud in zip(knobs, alarmed, strict=True):
@@ -155,6 +158,14 @@ class _Knob:
             if self.stage.uses_gpu
             else StageDelta(self.stage.name, cpu=more)
         )
+
+
+def _capacity(stage: StageView, gauge: StageGauge, fit: StageFit | None) -> float:
+    """Tasks per second that the ready replicas serve as they are; without a measurement what arrives counts as what can be served."""
+    if fit is None:
+        return _finite(gauge.arrivals_per_s)
+    rate = gauge.allocation.gpu_rate.fraction if stage.uses_gpu and gauge.allocation.gpu_rate else 1.0
+    return capacity_per_s(fitted_curve(fit), gauge.ready, gauge.allocation.cpu / 1000, rate)
 
 
 def _knob(stage: StageView, gauge: StageGauge, fit: StageFit | None, room: ClusterRoom) -> _Knob:

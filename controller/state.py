@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sair.pipeline import Mode
 from sair.quantities import GpuRate, Mebibytes, Millicores
@@ -243,7 +243,10 @@ class Action:
         Raises:
             ValueError: If a stage occurs twice.
         """
-        kept = tuple(sorted((delta for delta in deltas if delta), key=lambda delta: delta.stage))
+        kept = tuple(delta for delta in deltas if delta)
+        if len(kept) < 2:
+            return cls(kept)
+        kept = tuple(sorted(kept, key=lambda delta: delta.stage))
         if len({delta.stage for delta in kept}) != len(kept):
             raise ValueError("a stage occurs twice in one action")
         return cls(kept)
@@ -303,11 +306,12 @@ class KnobOutcome:
 
 def project(allocation: Allocation, delta: StageDelta) -> Allocation:
     """The allocation after a delta; no bounds are applied but GPU shares stay in (0, 1] and replicas at 0 or more."""
+    if not delta:
+        return allocation
     rate = allocation.gpu_rate
     if rate is not None and delta.gpu_milli:
         rate = GpuRate(min(1000, max(1, rate.milli + delta.gpu_milli)))
-    return replace(
-        allocation,
+    return Allocation(
         replicas=max(0, allocation.replicas + delta.replicas),
         cpu=Millicores(max(1, allocation.cpu + delta.cpu)),
         memory=Mebibytes(max(1, allocation.memory + delta.memory)),
@@ -317,7 +321,11 @@ def project(allocation: Allocation, delta: StageDelta) -> Allocation:
 
 def project_all(allocations: Mapping[str, Allocation], action: Action) -> dict[str, Allocation]:
     """The allocations after an action."""
-    return {name: project(allocation, action.on(name)) for name, allocation in allocations.items()}
+    after = dict(allocations)
+    for delta in action.deltas:
+        if delta.stage in after:
+            after[delta.stage] = project(after[delta.stage], delta)
+    return after
 
 
 def difference(before: Mapping[str, Allocation], after: Mapping[str, Allocation], stages: Sequence[str]) -> Action:

@@ -125,22 +125,21 @@ class Cluster:
         nodes = []
         for node, plan in enumerate(self.plans):
             here = [one for one in self.replicas.values() if one.node == node]
+            cards: list[list[Replica]] = [[] for _ in range(plan.cards)]
+            for one in here:
+                if one.card is not None:
+                    cards[one.card].append(one)
             gpus = tuple(
                 GpuRoom(
-                    max(0, self.free_share(node, card, reserved=True)),
-                    Mebibytes(self.free_card_memory(node, card)),
-                    _count(one for one in here if one.card == card),
+                    max(0, MILLI_PER_GPU - sum([max(one.granted_milli, one.desired_milli) for one in card])),
+                    Mebibytes(plan.card_memory - sum([one.gpu_memory for one in card])),
+                    _count(card),
                 )
-                for card in range(plan.cards)
+                for card in cards
             )
+            cpu, memory = sum([one.cpu for one in here]), sum([one.memory for one in here])
             nodes.append(
-                NodeRoom(
-                    plan.name,
-                    Millicores(self.free_cpu(node)),
-                    Mebibytes(self.free_memory(node)),
-                    _count(here),
-                    gpus,
-                )
+                NodeRoom(plan.name, Millicores(plan.cpu - cpu), Mebibytes(plan.memory - memory), _count(here), gpus)
             )
         return ClusterRoom(tuple(nodes))
 
