@@ -9,6 +9,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import typer
@@ -46,6 +47,8 @@ app = typer.Typer(help="The controller: scales every annotated pipeline of a clu
 
 _log = get_logger(COMPONENT)
 
+_MEBIBYTE: Final = 1024 * 1024
+
 
 @app.callback()
 def _group() -> None:
@@ -66,7 +69,7 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
         api = await stack.enter_async_context(await Api.from_environment(kubeconfig))
-        store = Store.from_url(settings.redis_url)
+        store = Store.from_url(settings.redis_url, journal_bytes=int(settings.journal_mib * _MEBIBYTE))
         stack.push_async_callback(store.close)
         model = None
         if model_settings.configured:
@@ -102,7 +105,12 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
                 may_act=may_act,
                 owns=lambda namespace: shard_of(namespace, settings.shards) == shard,
             )
-            memory = MirroredMemory(store, capacity=settings.memory_capacity)
+            memory = MirroredMemory(
+                store,
+                capacity=settings.memory_capacity,
+                waiting_bytes=int(settings.waiting_mib * _MEBIBYTE / settings.shards),
+                leads=may_act,
+            )
             status = StatusWriter(api, world, recorder, memory, model_settings, metrics)
             writer = secrets.token_hex(4)
 

@@ -10,7 +10,33 @@ from controller.memory.eviction import Queue
 from controller.memory.store import NOBODY, FrontierPoint
 from controller.memory.writing import Held, Writer
 
-__all__ = ["Copy"]
+__all__ = ["Copy", "Losses", "Standing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What was lost or refused since the start; each only ever grows."""
+
+    records: int = 0
+    """Journal records: dropped while Redis was away, or missing from a Redis that lost them."""
+    refused: int = 0
+    """Writes of a leader that was none any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How memory stands with one pipeline."""
+
+    problem: str = ""
+    """Why nothing can be written now, empty if it can."""
+    full: bool = False
+    """Because Redis has no room."""
+    experiences: int = 0
+    """That wait."""
+    records: int = 0
+    """Of the journal, that wait."""
+    lost: int = 0
+    """Of the journal, since this process began with the pipeline."""
 
 
 @dataclass(slots=True)

@@ -6,18 +6,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from controller.experience import Experience
-from controller.memory.copies import Copy
+from controller.memory.copies import Copy, Losses, Standing
 from controller.memory.eviction import victims
 from controller.memory.store import DEFAULT_CAPACITY, FrontierPoint, Loaded, Store
 from controller.memory.waiting import Waiting
 from sair.errors import EntryError, MemoryFull, MemoryUnavailable, Superseded
 from sair.logs import get_logger
 
-__all__ = ["DEFAULT_WAITING_BYTES", "Losses", "MirroredMemory", "Standing"]
+__all__ = ["DEFAULT_WAITING_BYTES", "MirroredMemory"]
 
 _log = get_logger("memory")
 
@@ -29,32 +29,6 @@ _CUT_AT_ONCE = 1_000
 _SLOW_S = 0.5
 _PAUSES = 5.0
 """A Redis that lets calls wait for so long before they fail is left alone for so many times as long: rounds must not wait with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """What was lost or refused since the start; each only ever grows."""
-
-    records: int = 0
-    """Journal records: dropped while Redis was away, or missing from a Redis that lost them."""
-    refused: int = 0
-    """Writes of a leader that was none any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How memory stands with one pipeline."""
-
-    problem: str = ""
-    """Why nothing can be written now, empty if it can."""
-    full: bool = False
-    """Because Redis has no room."""
-    experiences: int = 0
-    """That wait."""
-    records: int = 0
-    """Of the journal, that wait."""
-    lost: int = 0
-    """Of the journal, since this process began with the pipeline."""
 
 
 class MirroredMemory:
