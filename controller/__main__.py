@@ -21,6 +21,7 @@ from controller.llm.settings import ModelSettings, load_model_settings
 from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.method import Method
 from controller.metrics import ControllerMetrics
 from controller.observe.fetching import Fetcher
 from controller.observe.prometheus import PrometheusServer, PrometheusSource
@@ -40,6 +41,7 @@ from sair.kube.lease import ElectionTiming, Leadership, lead, own_identity
 from sair.logs import configure, get_logger
 from sair.metrics import new_registry
 from sair.serving import health_routes, new_application, serve, stop_signal
+from sair.settings import load
 
 __all__ = ["app"]
 
@@ -57,14 +59,14 @@ def _group() -> None:
 
 @app.command()
 def run() -> None:
-    """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_… and SAIR_LLM_… variables."""
-    settings = load_settings(os.environ)
+    """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_…, SAIR_METHOD_… and SAIR_LLM_… variables."""
+    settings, method = load_settings(os.environ), load(Method, os.environ)
     model = load_model_settings(os.environ)
     configure(settings.log_level)
-    asyncio.run(_run(settings, model))
+    asyncio.run(_run(settings, method, model))
 
 
-async def _run(settings: Settings, model_settings: ModelSettings) -> None:
+async def _run(settings: Settings, method: Method, model_settings: ModelSettings) -> None:
     stop = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
@@ -86,11 +88,13 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
         recorder = Recorder(api, COMPONENT, identity.split("_")[0])
         clock = WallClock()
         source = await _source(settings, clock, stack)
-        tuning = Tuning(
-            interval_s=settings.interval_s,
-            window_s=settings.window_s,
-            reflex_interval_s=settings.reflex_interval_s,
-            prices=settings.prices,
+        tuning = method.tuning(
+            Tuning(
+                interval_s=settings.interval_s,
+                window_s=settings.window_s,
+                reflex_interval_s=settings.reflex_interval_s,
+                prices=settings.prices,
+            )
         )
 
         async def work(shard: int, may_act: Callable[[], bool]) -> None:

@@ -38,7 +38,7 @@ _NEIGHBOURS = 512
 """Nearest contexts that a kernel mean is taken over; further ones weigh next to nothing."""
 _SUPPORT = 0.1
 _MEDIAN_DRIFT = 256
-"""Of a large memory the median reward is taken anew after one in so many experiences has changed."""
+"""The median reward is taken anew after one in so many experiences has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +343,6 @@ class Memory:
         return chosen
 
     def _median_of(self, reward: Vector) -> float:
-        if self._median is None or self._changed > (len(self) // _MEDIAN_DRIFT if len(self) > EXACT_MOST else 0):
+        if self._median is None or self._changed > len(self) // _MEDIAN_DRIFT:
             self._median, self._changed = float(np.median(reward)), 0
         return self._median

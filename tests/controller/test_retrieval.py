@@ -145,24 +145,22 @@ def test_the_pareto_term_is_that_of_the_frontier_of_today() -> None:
 
 @pytest.mark.parametrize("count", [1_000, EXACT_MOST + 1_000])
 def test_those_above_the_least_reward_are_found_behind_any_number_of_surprising_ones_below(count: int) -> None:
-    poor = [lived(number, (0.5 + number % 10 / 1e3, 0.5), -9.0 - number % 7) for number in range(count)]
-    good = [lived(count + number, (0.55, 0.5 + number / 1e3), 1.0) for number in range(20)]
+    poor = [lived(number, (0.5 + number % 10 / 1e3, 0.5), -50.0 * (number % 2) - 5.0) for number in range(count)]
+    good = [lived(count + number, (0.9, 0.5 + number / 1e3), -3.0) for number in range(40)]
     memory = filled([*poor, *good])
-    shown = memory.retrieve((0.5, 0.5), Frontiers({}), Tuning(least_reward=0.0, diversity=0.0))
+    shown = memory.retrieve((0.55, 0.5), Frontiers({}), Tuning(least_reward=-4.0, diversity=0.0))
     assert len(shown) == 15
     assert {each.experience for each in shown} <= set(good)
 
 
-def test_whether_a_reward_is_good_enough_is_decided_with_the_frontier_of_today() -> None:
-    """Both ended with 0.7; since then somebody did far better in the one's load, and in the other's nobody."""
-    once, still = (
-        lived(number, (0.5, 0.5), 0.7, outcome=Outcome(1.5, 0.9), load_bucket=bucket)
-        for number, bucket in ((1, 3), (2, 4))
-    )
-    memory = filled([once, still, lived(3, (0.5, 0.5), -5.0)])
+def test_the_better_half_is_that_of_the_frontiers_of_today() -> None:
+    """One ended with 0.7 in a load in which somebody has done far better since; another with 0.6 and nobody has."""
+    once = lived(1, (0.5, 0.5), 0.7, outcome=Outcome(1.5, 0.9), load_bucket=3)
+    still = lived(2, (0.5, 0.5), 0.6, outcome=Outcome(1.5, 0.9), load_bucket=4)
+    other, poor = lived(3, (0.5, 0.5), 0.3, load_bucket=5), lived(4, (0.5, 0.5), -5.0)
     today = Frontiers({}).add(3, (0.1, 0.1)).add(4, (1.5, 0.9))
-    shown = memory.retrieve((0.5, 0.5), today, Tuning(least_reward=0.65, diversity=0.0))
-    assert [each.experience for each in shown] == [still]
+    shown = filled([once, still, other, poor]).retrieve((0.5, 0.5), today, Tuning(diversity=0.0))
+    assert {each.experience.id for each in shown} == {still.id, other.id}
 
 
 def test_a_kernel_mean_learns_what_the_model_gets_wrong_where_it_was_wrong() -> None:
