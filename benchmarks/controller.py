@@ -146,7 +146,7 @@ def drawn(count: int, width: int, seed: int = 0) -> Iterator[Experience]:
                 before=(),
                 load_bucket=number % 20,
                 previous_latency_ratio=0.8,
-                outcome=Outcome(0.5 + 0.4 * abs(rewards[row]), 0.3, 0.0),
+                outcome=Outcome(0.5 + 0.4 * abs(float(rewards[row])), 0.3, 0.0),
                 reward=RewardTerms(float(rewards[row]), 0.0, 0.0, 0.0, 0.0),
                 surprisal=float(abs(rewards[row])),
                 predicted_reward=-1.0,
@@ -385,7 +385,7 @@ async def _redis(quick: bool, folder: Path) -> list[Row]:
             for each in drawn(30, 36, seed=2):
                 fresh = replace(each, id=f"9{each.id}", time_s=each.time_s + 1e8)
                 began_s = time.process_time()
-                await mirror.save(fresh, "bench/shop", {"round": "2"}, {})
+                await mirror.save([fresh], "bench/shop", {"round": "2"}, {})
                 spent.append(time.process_time() - began_s)
             rows.append(
                 Row("Redis: a round saved at capacity, CPU", f"{size} experiences", median_ms(spent), "ms", 10.0)

@@ -9,6 +9,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import typer
@@ -20,6 +21,7 @@ from controller.llm.settings import ModelSettings, load_model_settings
 from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.method import Method
 from controller.metrics import ControllerMetrics
 from controller.observe.fetching import Fetcher
 from controller.observe.prometheus import PrometheusServer, PrometheusSource
@@ -39,12 +41,15 @@ from sair.kube.lease import ElectionTiming, Leadership, lead, own_identity
 from sair.logs import configure, get_logger
 from sair.metrics import new_registry
 from sair.serving import health_routes, new_application, serve, stop_signal
+from sair.settings import load
 
 __all__ = ["app"]
 
 app = typer.Typer(help="The controller: scales every annotated pipeline of a cluster.", no_args_is_help=True)
 
 _log = get_logger(COMPONENT)
+
+_MEBIBYTE: Final = 1024 * 1024
 
 
 @app.callback()
@@ -54,19 +59,19 @@ def _group() -> None:
 
 @app.command()
 def run() -> None:
-    """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_… and SAIR_LLM_… variables."""
-    settings = load_settings(os.environ)
+    """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_…, SAIR_METHOD_… and SAIR_LLM_… variables."""
+    settings, method = load_settings(os.environ), load(Method, os.environ)
     model = load_model_settings(os.environ)
     configure(settings.log_level)
-    asyncio.run(_run(settings, model))
+    asyncio.run(_run(settings, method, model))
 
 
-async def _run(settings: Settings, model_settings: ModelSettings) -> None:
+async def _run(settings: Settings, method: Method, model_settings: ModelSettings) -> None:
     stop = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
         api = await stack.enter_async_context(await Api.from_environment(kubeconfig))
-        store = Store.from_url(settings.redis_url)
+        store = Store.from_url(settings.redis_url, journal_bytes=int(settings.journal_mib * _MEBIBYTE))
         stack.push_async_callback(store.close)
         model = None
         if model_settings.configured:
@@ -83,11 +88,13 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
         recorder = Recorder(api, COMPONENT, identity.split("_")[0])
         clock = WallClock()
         source = await _source(settings, clock, stack)
-        tuning = Tuning(
-            interval_s=settings.interval_s,
-            window_s=settings.window_s,
-            reflex_interval_s=settings.reflex_interval_s,
-            prices=settings.prices,
+        tuning = method.tuning(
+            Tuning(
+                interval_s=settings.interval_s,
+                window_s=settings.window_s,
+                reflex_interval_s=settings.reflex_interval_s,
+                prices=settings.prices,
+            )
         )
 
         async def work(shard: int, may_act: Callable[[], bool]) -> None:
@@ -102,7 +109,12 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
                 may_act=may_act,
                 owns=lambda namespace: shard_of(namespace, settings.shards) == shard,
             )
-            memory = MirroredMemory(store, capacity=settings.memory_capacity)
+            memory = MirroredMemory(
+                store,
+                capacity=settings.memory_capacity,
+                waiting_bytes=int(settings.waiting_mib * _MEBIBYTE / settings.shards),
+                leads=may_act,
+            )
             status = StatusWriter(api, world, recorder, memory, model_settings, metrics)
             writer = secrets.token_hex(4)
 

@@ -8,9 +8,10 @@ from typing import Final, NamedTuple
 from controller.decision import Situation
 from controller.descent import stale
 from controller.journal import RoundReport
+from controller.memory.copies import Standing
 from controller.state import ClusterRoom, Observation
 
-__all__ = ["DRIFT", "Word", "drift", "limits", "metrics"]
+__all__ = ["DRIFT", "Word", "drift", "limits", "memory", "metrics"]
 
 DRIFT: Final = math.log(1.5)
 """|log(observed P99 / predicted P99)|, smoothed over about four rounds, above which the model is said to have drifted."""
@@ -43,6 +44,16 @@ def metrics(report: RoundReport) -> Word:
         if doubt is not None:
             return Word(True, "Incomplete", f"{doubt}: nothing goes down")
     return Word(True, "Scraped")
+
+
+def memory(standing: Standing) -> Word:
+    """MemoryAvailable: whether what the round gave is in Redis; what waits and what is lost for good is in the sentence."""
+    lost = f"{standing.lost} journal records are lost" if standing.lost else ""
+    if not standing.problem:
+        return Word(True, "Written", lost)
+    waiting = f"{standing.experiences} experiences and {standing.records} journal records wait"
+    sentence = "; ".join(filter(None, (standing.problem, waiting, lost)))
+    return Word(False, "RedisFull" if standing.full else "RedisAway", sentence)
 
 
 def limits(report: RoundReport) -> Word:

@@ -8,7 +8,6 @@ without metrics or room the round holds, without a model the built-in policy dec
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ from controller.resuming import Open, not_granted, remainder, settled
 from controller.state import HOLD, Action, Allocation, KnobOutcome, PipelineView, project_all
 from controller.tuning import Tuning
 from controller.worlds.base import World
-from sair.errors import ApiUnavailable, MemoryUnavailable, MetricsUnavailable, ModelUnavailable, NotFound
+from sair.errors import ApiUnavailable, MetricsUnavailable, ModelUnavailable, NotFound
 from sair.logs import get_logger
 
 __all__ = ["PipelineLoop", "Watcher"]
@@ -120,6 +119,7 @@ class PipelineLoop:
             view = await self._view()
             if view is None:
                 _log.info("the pipeline is gone", pipeline=self.key)
+                await self._memory.forget(self.key)
                 return
             if self._knowledge is None:
                 await self.recall(view)
@@ -366,12 +366,8 @@ class PipelineLoop:
         # Before Redis was read its state is not ours to write over.
         state = self._state(knowledge) if self._recalled else {}
         frontier = {name: FrontierPoint(outcome, bucket) for name, bucket, outcome in self._holders}
-        if len(experiences) > 1:
-            with contextlib.suppress(MemoryUnavailable):  # the mirror writes them once Redis is back
-                await self._memory.store.restore(self.key, experiences, state, frontier)
-        for each in experiences or (None,):
-            for evicted in await self._memory.save(each, self.key, state, frontier):
-                knowledge.memory.remove(evicted)
+        for evicted in await self._memory.save(experiences, self.key, state, frontier):
+            knowledge.memory.remove(evicted)
 
     def _state(self, knowledge: Knowledge) -> dict[str, str]:
         learned = knowledge.learned

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from controller.journal import RoundReport
+from controller.memory.copies import Losses
+from controller.memory.mirror import MirroredMemory
 
 __all__ = ["ControllerMetrics"]
 
@@ -42,6 +45,20 @@ class ControllerMetrics:
         self._unsaved = Gauge(
             "sair_controller_unsaved_experiences", "Experiences that wait for Redis.", registry=registry
         )
+        self._waiting = Gauge(
+            "sair_controller_waiting_journal_records", "Journal records that wait for Redis.", registry=registry
+        )
+        self._lost = Counter(
+            "sair_controller_lost_journal_records",
+            "Journal records dropped while Redis took none for too long, or missing from a Redis that lost them.",
+            registry=registry,
+        )
+        self._refused = Counter(
+            "sair_controller_refused_writes",
+            "Writes to Redis that came after another controller had begun to lead the pipeline.",
+            registry=registry,
+        )
+        self._counted: WeakKeyDictionary[MirroredMemory, Losses] = WeakKeyDictionary()
         self._failures = Counter(
             "sair_controller_loop_failures", "Times a pipeline's loop failed.", _LABELS, registry=registry
         )
@@ -51,12 +68,20 @@ class ControllerMetrics:
         self._shards = Gauge("sair_controller_shards", "Shards that this process holds.", registry=registry)
         self._held: set[int] = set()
 
-    def round(self, report: RoundReport, unsaved: int) -> None:
+    def memory(self, memory: MirroredMemory) -> None:
+        """Show what waits, and count what was lost or refused since this memory was shown last. Each shard has a memory of its own."""
+        before, now = self._counted.get(memory, Losses()), memory.losses
+        self._lost.inc(now.records - before.records)
+        self._refused.inc(now.refused - before.refused)
+        self._counted[memory] = now
+        self._unsaved.set(sum(each.unsaved for each in self._counted))
+        self._waiting.set(sum(each.waiting for each in self._counted))
+
+    def round(self, report: RoundReport) -> None:
         """Count a round and show what it saw."""
         place = report.view.key.split("/")
         self._rounds.labels(*place, report.decision.policy if report.decision else "none").inc()
         self._slo.labels(*place).set(report.view.slo_s)
-        self._unsaved.set(unsaved)
         if report.learned is not None:
             self._residual.labels(*place).set(report.learned.residual)
         seen = report.observation
@@ -83,6 +108,7 @@ class ControllerMetrics:
             for gauge in (self._p99, self._slo, self._cost, self._residual):
                 gauge.clear()
             self._unsaved.set(0)
+            self._waiting.set(0)
 
     def forget(self, key: str) -> None:
         """Show no more of a pipeline that is gone; its counters stay, as counters do."""

@@ -59,7 +59,7 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
     knowledge = _restored(loaded, view, tuning)
     observed_s = _seconds(loaded.state.get(OBSERVED_FIELD, ""))
     recorded: Sequence[RecordedRound] = ()
-    whole = memory.available
+    whole = loaded.whole
     if whole:
         try:
             for count in _TAIL_RECORDS:

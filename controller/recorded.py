@@ -191,8 +191,10 @@ def rounds_in(
     damaged: list[EntryError] = []
     for identifier, fields in records:
         kind, number = fields.get("kind", ""), fields.get("round", "")
+        if kind == "lost":
+            continue  # says how many records are missing here: nothing of a round
         if kind not in ("decision", "applied", "concluded"):
-            damaged.append(EntryError(f"{key} {identifier} kind", kind, "decision, applied or concluded"))
+            damaged.append(EntryError(f"{key} {identifier} kind", kind, "decision, applied, concluded or lost"))
         elif not (number.isascii() and number.isdigit() and len(number) <= 12):
             damaged.append(EntryError(f"{key} {identifier} round", number, "a whole number of rounds"))
         elif kind == "decision":

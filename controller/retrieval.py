@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from controller.cells import Cells
-from controller.experience import Experience, Outcome
+from controller.experience import Experience
 from controller.features import action_vector
-from controller.frontier import GLOBAL, Frontier, Frontiers
+from controller.frontier import Frontiers
 from controller.kernels import Everyone
 from controller.points import Places, Points, Rows, Vector
-from controller.reward import pareto_term
+from controller.standing import Standings
 from controller.state import Action
 from controller.tuning import Tuning
 
 __all__ = ["EXACT_MOST", "Memory", "Prediction", "Recollection"]
+
+Mask = npt.NDArray[np.bool_]
 
 EXACT_MOST = 16_384
 """Experiences up to which expectations are kept up for each of them."""
@@ -35,7 +38,7 @@ _NEIGHBOURS = 512
 """Nearest contexts that a kernel mean is taken over; further ones weigh next to nothing."""
 _SUPPORT = 0.1
 _MEDIAN_DRIFT = 256
-"""Of a large memory the median reward is taken anew after one in so many experiences has changed."""
+"""The median reward is taken anew after one in so many experiences has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Memory:
         self._experiences: list[Experience] = []
         self._index: dict[str, int] = {}
         self._points = Points(0, 0)
+        self._standings = Standings()
         self._upkeep: Everyone | Cells = Everyone(self._points, self.bandwidths)
         self._median: float | None = None
         self._changed = 0
@@ -126,6 +130,7 @@ class Memory:
             return False
         self._upkeep.leaving(place)
         self._points.remove(place)
+        self._standings.remove(place)
         moved = self._experiences.pop()
         if place != len(self._experiences):
             self._experiences[place] = moved
@@ -180,6 +185,7 @@ class Memory:
             np.atleast_1d(np.asarray(reward, dtype=float)),
             np.atleast_1d(np.asarray(residual, dtype=float)),
         )
+        self._standings.append(experiences)
         for place, experience in enumerate(experiences, len(self)):
             self._index[experience.id] = place
         self._experiences.extend(experiences)
@@ -266,27 +272,27 @@ class Memory:
         """Choose up to M experiences by similarity × surprisal, diverse, best first.
 
         Greedy: each choice maximises score − λ · (highest likeness to one already chosen) · its score's scale; it stops when
-        nothing is gained any more. Only rewards above ``least_reward`` are shown; their Pareto term is that of today's frontier.
+        nothing is gained any more. Only rewards above ``least_reward`` are shown, and all are taken with the Pareto term of today's
+        frontier. Surprisal is how far a reward fell from what was expected of it, both as they were at the time.
         """
         count = len(self)
         if not count or tuning.examples_max <= 0 or len(context) != self._points.width:
             return []
         size = min(count, max(_SHORTLIST, 4 * tuning.examples_max))
+        reward, judged = self._standings.rewards(frontiers, tuning)
+        self._changed += judged
         least = tuning.least_reward
-        threshold = self._median_reward() if least is None else least
+        shown = reward >= self._median_of(reward) if least is None else reward > least
         question = np.asarray(context, dtype=np.float32)
-        rows = self._promising(question, threshold if least is None else None, size, tuning)
-        reward = self._points.reward if rows is None else self._points.reward[rows]
+        rows = self._promising(question, shown, size, tuning)
         similarity = self._points.likeness(question, self.bandwidths[0], rows).astype(float)
         surprisal = self._surprisals(slice(None) if rows is None else rows, tuning)
         score = similarity * surprisal if tuning.surprisal_in_score else similarity
-        score = np.where(reward >= threshold, score, -1.0) if least is None else score
+        # Before the cut: those that are not shown must not take the places of those that are.
+        score = np.where(shown if rows is None else shown[rows], score, -1.0)
         short = np.argpartition(-score, size - 1)[:size] if size < len(score) else np.arange(len(score))
         short = short[score[short] > 0.0]
         place = short if rows is None else rows[short]
-        if least is not None:
-            above = np.array([self._current_reward(int(each), frontiers, tuning) for each in place]) > threshold
-            short, place = short[above], place[above]
         chosen = self._diverse(place, score[short], tuning)
         return [
             Recollection(
@@ -294,12 +300,12 @@ class Memory:
                 float(similarity[short[row]]),
                 float(surprisal[short[row]]),
                 float(score[short[row]]),
-                self._current_reward(int(place[row]), frontiers, tuning),
+                float(reward[place[row]]),
             )
             for row in chosen
         ]
 
-    def _promising(self, question: Rows, least: float | None, size: int, tuning: Tuning) -> Places | None:
+    def _promising(self, question: Rows, shown: Mask, size: int, tuning: Tuning) -> Places | None:
         """Those that may be among the ``size`` with the highest scores; None for all."""
         if not isinstance(self._upkeep, Cells):
             return None
@@ -310,8 +316,7 @@ class Memory:
             value = self._surprisals(slice(None), tuning).astype(np.float32)
         else:
             value = self._upkeep.deviations(tuning.shrinkage)
-        if least is not None:
-            value *= points.reward >= least
+        value *= shown
         return self._upkeep.promising(question, value, size)
 
     def _diverse(self, short: Places, score: Vector, tuning: Tuning) -> list[int]:
@@ -337,17 +342,7 @@ class Memory:
             gain[chosen] = -np.inf
         return chosen
 
-    def _median_reward(self) -> float:
-        if self._median is None or self._changed > (len(self) // _MEDIAN_DRIFT if len(self) > EXACT_MOST else 0):
-            self._median, self._changed = float(np.median(self._points.reward)), 0
+    def _median_of(self, reward: Vector) -> float:
+        if self._median is None or self._changed > len(self) // _MEDIAN_DRIFT:
+            self._median, self._changed = float(np.median(reward)), 0
         return self._median
-
-    def _current_reward(self, place: int, frontiers: Frontiers, tuning: Tuning) -> float:
-        experience = self._experiences[place]
-        terms = experience.reward
-        key = GLOBAL if tuning.frontier_scope == "global" else experience.load_bucket
-        return terms.total - terms.pareto + _member_term(experience.outcome, frontiers.at(key), tuning)
-
-
-def _member_term(outcome: Outcome, frontier: Frontier, tuning: Tuning) -> float:
-    return pareto_term(outcome, frontier, tuning.distance)

@@ -57,8 +57,14 @@ class Settings:
     well. Two of them are remembered."""
     reflex_interval_s: Annotated[float, Meta(ge=0.5, le=60)] = 2.0
     """How often the reflex looks at the queues, seconds."""
-    memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
-    """Experiences kept per pipeline; a frontier point is never forgotten."""
+    memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 2_000
+    """Experiences kept per pipeline; a frontier point is never forgotten. Each takes about 3 kB in Redis and as much in this process; what
+    is beyond a lowered number is forgotten at the start."""
+    journal_mib: Annotated[float, Meta(ge=0.25, le=4096)] = 4.0
+    """What a pipeline's journal takes in Redis at most, MiB. A round of three stages takes 12 kB, so that 4 are three hours."""
+    waiting_mib: Annotated[float, Meta(ge=1, le=4096)] = 64.0
+    """What journal records of all pipelines take in this process at most while Redis takes none, MiB; beyond, the oldest are dropped and
+    counted."""
     gpu_dollars_per_hour: Annotated[float, Meta(gt=0)] = GPU_PRICES["A100-80"]
     """Price of one card, $/h."""
     vcpu_dollars_per_hour: Annotated[float, Meta(ge=0)] = Prices().vcpu

@@ -54,7 +54,7 @@ class StatusWriter:
         api: Client.
         world: For stages, conflicts and wishes.
         recorder: Writes Events.
-        memory: Whether Redis is there.
+        memory: How it stands with each pipeline.
         model: Whether a language model is wanted.
         metrics: Prometheus.
     """
@@ -80,7 +80,8 @@ class StatusWriter:
         """Write the status; a status that cannot be written is written with the next round."""
         key = report.view.key
         namespace, name = key.split("/")
-        self._metrics.round(report, self._memory.unsaved)
+        self._metrics.round(report)
+        self._metrics.memory(self._memory)
         try:
             found = self._world.found().get(key)
             if found is None:
@@ -196,6 +197,7 @@ class StatusWriter:
             conditions = with_condition(conditions, new)
 
         set_to("MetricsAvailable", *judged.metrics(report))
+        set_to("MemoryAvailable", *judged.memory(self._memory.standing(report.view.key)))
         if not self._model.configured:
             set_to("LLMReady", False, "NotConfigured", "the built-in policy decides")
             set_to("FallbackActive", False, "NotNeeded")

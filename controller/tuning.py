@@ -7,7 +7,7 @@ from typing import Literal
 
 from controller.cost import Prices
 
-__all__ = ["Tuning"]
+__all__ = ["Distance", "FrontierScope", "Tuning"]
 
 Distance = Literal["igd+", "euclidean"]
 FrontierScope = Literal["bucket", "global"]

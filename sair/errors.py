@@ -12,11 +12,13 @@
     │   │   ├── WireError         a field of a message from outside (API server, scheduler, model)
     │   │   └── MetricError       a sample of a scraped metric
     │   ├── SchemaVersionError    the memory was written by another version
+    │   ├── Superseded            another controller leads by now: what one still had to write is void
     │   └── NotFound              the object does not exist (any more)
     └── TemporaryError            retry later, keep what is known
         ├── Conflict              somebody else wrote first: read again
         ├── ApiUnavailable        the Kubernetes API server
         ├── MemoryUnavailable     Redis
+        │   └── MemoryFull        it has no room left: reading goes on, and writing once there is room
         ├── ModelUnavailable      the language model's server
         └── MetricsUnavailable    the metrics of a stage
 
@@ -32,6 +34,7 @@ __all__ = [
     "Conflict",
     "EntryError",
     "InvalidInput",
+    "MemoryFull",
     "MemoryUnavailable",
     "MetricError",
     "MetricsUnavailable",
@@ -41,6 +44,7 @@ __all__ = [
     "SairError",
     "SchemaVersionError",
     "SettingsError",
+    "Superseded",
     "TemporaryError",
     "TraceError",
     "WireError",
@@ -127,6 +131,10 @@ class SchemaVersionError(PermanentError):
         return type(self), (self.found, self.expected, self.remedy)
 
 
+class Superseded(PermanentError):
+    """Another controller leads this pipeline by now; what this one still had to write is void."""
+
+
 class NotFound(PermanentError):
     """The object does not exist (any more)."""
 
@@ -141,6 +149,10 @@ class ApiUnavailable(TemporaryError):
 
 class MemoryUnavailable(TemporaryError):
     """Redis cannot be reached."""
+
+
+class MemoryFull(MemoryUnavailable):
+    """Redis has reached its ``maxmemory`` and takes no more."""
 
 
 class ModelUnavailable(TemporaryError):

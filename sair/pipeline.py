@@ -45,7 +45,14 @@ Mode = Literal["off", "recommend", "auto"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 
 ConditionType = Literal[
-    "MetricsAvailable", "LLMReady", "FallbackActive", "ScalingLimited", "Paused", "Conflict", "ModelDrift"
+    "MetricsAvailable",
+    "MemoryAvailable",
+    "LLMReady",
+    "FallbackActive",
+    "ScalingLimited",
+    "Paused",
+    "Conflict",
+    "ModelDrift",
 ]
 CONDITION_TYPES: Final[tuple[ConditionType, ...]] = get_args(ConditionType)
 

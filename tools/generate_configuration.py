@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.llm.settings import ModelSettings
+from controller.method import Method
 from controller.settings import Settings as ControllerSettings
 from cuda_hook.agent.settings import AgentSettings
 from extender.settings import Settings as ExtenderSettings
@@ -22,6 +23,11 @@ COMPONENTS: tuple[tuple[str, type[Any], str], ...] = (
         "Controller",
         ControllerSettings,
         "`sair controller run`. `REDIS_URL` stands in for `SAIR_CONTROLLER_REDIS_URL`.",
+    ),
+    (
+        "Method",
+        Method,
+        "Read by the controller. Pieces of the method that can be chosen; the defaults are what simulation found best.",
     ),
     (
         "Language model",

@@ -49,6 +49,10 @@ class Spending:
     tokens: int = 0
     dollars: float = 0.0
 
+    def of(self, now: float) -> bool:
+        """Whether it is today's."""
+        return int(now // _DAY_S) == self.day
+
     def add(self, now: float, tokens: int, dollars: float) -> Spending:
         """After a call that used so much."""
         day = int(now // _DAY_S)
@@ -58,6 +62,6 @@ class Spending:
 
     def exceeds(self, now: float, tokens_per_day: int, dollars_per_day: float) -> bool:
         """Today's budget is used up; a limit of 0 is none."""
-        if int(now // _DAY_S) != self.day:
+        if not self.of(now):
             return False
         return (0 < tokens_per_day <= self.tokens) or (0 < dollars_per_day <= self.dollars)

@@ -79,7 +79,9 @@ class LlmPolicy:
             ModelUnavailable: If the model gave no usable answer, whatever the reason.
         """
         now = self._clock()
-        spending = self._spending.setdefault(knowledge.pipeline, Spending())
+        # Yesterday's say nothing any more, of pipelines that are gone least of all.
+        self._spending = {name: each for name, each in self._spending.items() if each.of(now)}
+        spending = self._spending.get(knowledge.pipeline, Spending())
         if spending.exceeds(now, self._settings.tokens_per_day, self._settings.dollars_per_day):
             raise self._failed(trace, "today's budget of this pipeline is used up")
         if not self._breaker.allows(now):
@@ -141,7 +143,7 @@ class LlmPolicy:
             + completion.tokens_out * settings.dollars_per_million_out
         ) / 1e6
         tokens = completion.tokens_in + completion.tokens_out
-        self._spending[pipeline] = self._spending[pipeline].add(self._clock(), tokens, dollars)
+        self._spending[pipeline] = self._spending.get(pipeline, Spending()).add(self._clock(), tokens, dollars)
         trace.model = completion.model
         trace.replies.append(completion.text)
         trace.tokens_in += completion.tokens_in

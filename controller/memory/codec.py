@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
@@ -138,9 +140,9 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
         ),
         surprisal=number("surprisal"),
         predicted_reward=number("predicted_reward") if text("predicted_reward", default="") else None,
-        policy=text("policy")[:_MAX_TEXT],
+        policy=sys.intern(text("policy")[:_MAX_TEXT]),
         arrivals_per_s=number("arrivals_per_s"),
-        bottleneck=text("bottleneck", default="")[:_MAX_TEXT] or None,
+        bottleneck=sys.intern(text("bottleneck", default="")[:_MAX_TEXT]) or None,
         note=text("note", default="")[:_MAX_TEXT],
     )
 
@@ -193,6 +195,8 @@ def _few(stages: Mapping[str, object]) -> None:
         raise ValueError(f"{len(stages)} stages")
 
 
+# What was granted and what was there before repeat from round to round: a working copy holds each once.
+@functools.lru_cache(maxsize=1024)
 def _action(value: str) -> Action:
     deltas = msgspec.json.decode(value, type=dict[_Name, _Delta])
     _few(deltas)
@@ -209,6 +213,7 @@ def allocations_from_json(value: str) -> dict[str, Allocation]:
     return dict(_before(value))
 
 
+@functools.lru_cache(maxsize=1024)
 def _before(value: str) -> tuple[tuple[str, Allocation], ...]:
     raw = msgspec.json.decode(value, type=dict[_Name, _Allocation])
     _few(raw)

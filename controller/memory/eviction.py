@@ -5,16 +5,36 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from controller.experience import Experience
 
-__all__ = ["NEWEST_KEPT", "Queue", "victims"]
+__all__ = ["NEWEST_KEPT", "Queue", "Remembered", "victims"]
 
 NEWEST_KEPT = 50
 """Rounds that stay whatever they taught (25 minutes): the regression must see the present."""
 
 
-def victims(experiences: Sequence[Experience], frontier: Collection[str], capacity: int) -> tuple[str, ...]:
+class Remembered(Protocol):
+    """What a choice rests on: an experience, or what the indexes say of it."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def time_s(self) -> float:
+        """When it was."""
+        ...
+
+    @property
+    def surprisal(self) -> float:
+        """How much it taught."""
+        ...
+
+
+def victims(experiences: Sequence[Remembered], frontier: Collection[str], capacity: int) -> tuple[str, ...]:
     """Choose what to evict so that at most ``capacity`` experiences stay, as far as frontier and newest allow it.
 
     Args:
@@ -80,5 +100,5 @@ class Queue:
         return tuple(gone)
 
 
-def _rank(experience: Experience) -> tuple[float, float, str]:
+def _rank(experience: Remembered) -> tuple[float, float, str]:
     return experience.surprisal, experience.time_s, experience.id

@@ -55,6 +55,11 @@ class Keys:
         return f"{_PREFIX}{self.pipeline}}}:decisions"
 
     @property
+    def writes(self) -> str:
+        """HASH of who may write, and how many writes and journal records there were; see ``writing``."""
+        return f"{_PREFIX}{self.pipeline}}}:writes"
+
+    @property
     def controller(self) -> str:
         """HASH of the controller's own state: ε, round, last action, what was learned."""
         return f"{_PREFIX}{self.pipeline}}}:controller"

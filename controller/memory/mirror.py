@@ -1,40 +1,34 @@
-"""The controller's own copy of what it stored: a Redis that is away, restarted or flushed loses nothing the controller knows."""
+"""The controller's own copy of what it stored: a Redis that is away, full, restarted, flushed or put back to an older copy loses nothing
+the controller knows, and one that has another leader by now is left alone."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
 from controller.experience import Experience
-from controller.memory.eviction import Queue
+from controller.memory.copies import Copy, Losses, Standing
+from controller.memory.eviction import victims
 from controller.memory.store import DEFAULT_CAPACITY, FrontierPoint, Loaded, Store
-from sair.errors import MemoryUnavailable
+from controller.memory.waiting import Waiting
+from sair.errors import EntryError, MemoryFull, MemoryUnavailable, Superseded
 from sair.logs import get_logger
 
-__all__ = ["MirroredMemory"]
+__all__ = ["DEFAULT_WAITING_BYTES", "MirroredMemory"]
 
 _log = get_logger("memory")
 
-_PENDING_DECISIONS = 2_000
+DEFAULT_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""For journal records that wait for Redis, of all pipelines together: 1,000 pipelines' of three minutes, ten pipelines' of five hours."""
+
 _DAMAGE_LOGGED = 20
+_CUT_AT_ONCE = 1_000
 _SLOW_S = 0.5
 _PAUSES = 5.0
 """A Redis that lets calls wait for so long before they fail is left alone for so many times as long: rounds must not wait with it."""
-
-
-@dataclass(slots=True)
-class _Pipeline:
-    experiences: dict[str, Experience] = field(default_factory=dict)
-    unsaved: set[str] = field(default_factory=set)
-    evicted: set[str] = field(default_factory=set)
-    state: Mapping[str, str] = field(default_factory=dict)
-    frontier: Mapping[str, FrontierPoint] = field(default_factory=dict)
-    decisions: deque[Mapping[str, str]] = field(default_factory=deque)
-    loaded: bool = False
-    queue: Queue = field(default_factory=Queue)
 
 
 class MirroredMemory:
@@ -43,148 +37,307 @@ class MirroredMemory:
     Args:
         store: The Redis behind it.
         capacity: Experiences kept per pipeline.
+        waiting_bytes: What journal records may take in this process while they wait, of all pipelines together.
+        leads: Whether this process may still act for the pipelines, at this moment.
     """
 
-    def __init__(self, store: Store, *, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        capacity: int = DEFAULT_CAPACITY,
+        waiting_bytes: int = DEFAULT_WAITING_BYTES,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.store = store
         self._capacity = capacity
-        self._pipelines: dict[str, _Pipeline] = {}
-        self.dropped_decisions = 0
-        """Journal records lost because Redis was away for longer than 2,000 records of one pipeline."""
-        self.available = True
+        self._leads = leads
+        self._copies: dict[str, Copy] = {}
+        self._waiting = Waiting(waiting_bytes)
+        self._failing: dict[str, MemoryUnavailable] = {}
+        self.losses = Losses()
         self._ask_again_at = -math.inf
 
-    async def load(self, pipeline: str) -> Loaded:
-        """Read what Redis knows; with Redis away, an empty memory that is merged once Redis is back.
+    # What is known
 
-        Raises:
-            SchemaVersionError: If Redis has another layout.
-        """
-        mirror = self._mirror(pipeline)
-        if self._left_alone:
-            return Loaded(self._ordered(mirror), mirror.state)
-        asked_at = time.monotonic()
-        try:
-            await self.store.ensure_schema()
-            loaded = await self.store.load(pipeline, self._capacity)
-        except MemoryUnavailable as error:
-            self._went_away(error, asked_at)
-            return Loaded(tuple(mirror.experiences.values()), mirror.state)
-        self.available = True
-        for damage in loaded.damaged[:_DAMAGE_LOGGED]:
-            _log.error(
-                "an entry in Redis cannot be read; it stays there and is not used",
-                entry=damage.field,
-                problem=str(damage),
-            )
-        if len(loaded.damaged) > _DAMAGE_LOGGED:
-            _log.error(
-                "more entries in Redis cannot be read; sair memory stats counts them",
-                pipeline=pipeline,
-                entries=len(loaded.damaged) - _DAMAGE_LOGGED,
-            )
-        for experience in loaded.experiences:
-            mirror.experiences.setdefault(experience.id, experience)
-        mirror.queue = Queue(self._ordered(mirror))
-        mirror.state = mirror.state or loaded.state
-        mirror.loaded = True
-        return Loaded(self._ordered(mirror), mirror.state, loaded.damaged)
-
-    async def save(
-        self,
-        experience: Experience | None,
-        pipeline: str,
-        state: Mapping[str, str],
-        frontier: Mapping[str, FrontierPoint],
-    ) -> tuple[str, ...]:
-        """Keep a round's experience (None if the round gave none) with state and frontier, and write as much as Redis takes.
-
-        Returns:
-            Ids of what was forgotten to make room.
-        """
-        mirror = self._mirror(pipeline)
-        mirror.state, mirror.frontier = state, frontier
-        if experience is not None:
-            mirror.experiences[experience.id] = experience
-            mirror.unsaved.add(experience.id)
-            mirror.queue.add(experience)
-        evicted = mirror.queue.excess(mirror.experiences, frontier, self._capacity)
-        for identifier in evicted:
-            del mirror.experiences[identifier]
-            mirror.unsaved.discard(identifier)
-            mirror.evicted.add(identifier)
-        await self._flush(pipeline, mirror)
-        return evicted
-
-    async def record(self, pipeline: str, decision: Mapping[str, str]) -> None:
-        """Append a journal record, after those that still wait."""
-        mirror = self._mirror(pipeline)
-        if len(mirror.decisions) >= _PENDING_DECISIONS:
-            mirror.decisions.popleft()
-            self.dropped_decisions += 1
-            _log.error("Redis has been away too long: the oldest waiting journal record is lost", pipeline=pipeline)
-        mirror.decisions.append(decision)
-        if self._left_alone:
-            return
-        asked_at = time.monotonic()
-        try:
-            await self._drain(pipeline, mirror)
-        except MemoryUnavailable as error:
-            self._went_away(error, asked_at)
+    @property
+    def available(self) -> bool:
+        """Redis took all that it was given last."""
+        return not self._failing
 
     @property
     def unsaved(self) -> int:
         """Experiences that wait for Redis to come back."""
-        return sum(len(mirror.unsaved) for mirror in self._pipelines.values())
+        return sum(len(copy.unsaved) for copy in self._copies.values())
+
+    @property
+    def waiting(self) -> int:
+        """Journal records that do."""
+        return self._waiting.count()
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Those that something is held of."""
+        return tuple(sorted(self._copies))
+
+    def standing(self, pipeline: str) -> Standing:
+        """How memory stands with a pipeline."""
+        copy, problem = self._copies.get(pipeline, Copy()), self._failing.get(pipeline)
+        return Standing(
+            problem="" if problem is None else str(problem),
+            full=isinstance(problem, MemoryFull),
+            experiences=len(copy.unsaved),
+            records=self._waiting.count(pipeline),
+            lost=copy.lost,
+        )
+
+    # Reading
+
+    async def load(self, pipeline: str) -> Loaded:
+        """Begin to lead a pipeline: claim it and read what Redis knows. With Redis away, an empty memory that is merged once it is back.
+
+        Raises:
+            SchemaVersionError: If Redis has another layout.
+            Superseded: If another controller leads by now.
+        """
+        copy = self._copies.setdefault(pipeline, Copy())
+        copy.gone = False
+        if self._left_alone:
+            return Loaded(copy.ordered(), copy.state, whole=False)
+        asked_at = time.monotonic()
+        try:
+            await self.store.ensure_schema()
+            full = not await self._claim(pipeline, copy)
+            limit = await self._cut(pipeline, copy)
+            loaded = await self.store.load(pipeline, limit)
+        except MemoryUnavailable as error:
+            self._failed(pipeline, error, asked_at)
+            return Loaded(copy.ordered(), copy.state, whole=False)
+        _report_damage(pipeline, loaded.damaged)
+        copy.read(loaded.experiences, loaded.state)
+        if not full:
+            self._failing.pop(pipeline, None)
+        return Loaded(copy.ordered(), copy.state, loaded.damaged)
+
+    async def _claim(self, pipeline: str, copy: Copy) -> bool:
+        if not self._leads():
+            raise Superseded(f"{pipeline} is not led by this controller any more")
+        try:
+            copy.claimed(await self.store.claim(pipeline, copy.writer))
+        except MemoryFull as error:
+            # Whoever leads next must be able to read all the same; it claims with the first write that there is room for.
+            self._failed(pipeline, error, time.monotonic())
+            return False
+        return True
+
+    async def _cut(self, pipeline: str, copy: Copy) -> int:
+        """Forget what is beyond the capacity, which may have been larger; gives how many experiences are left at most."""
+        if await self.store.count(pipeline) <= self._capacity:
+            return self._capacity
+        entries, frontier = await self.store.index(pipeline)
+        gone = victims(entries, frontier, self._capacity)
+        for start in range(0, len(gone), _CUT_AT_ONCE):
+            some = gone[start : start + _CUT_AT_ONCE]
+            copy.wrote(await self.store.restore(pipeline, (), {}, None, some, writer=copy.writer))
+        _log.warning(
+            "Redis held more experiences than the capacity; those that taught least are forgotten",
+            pipeline=pipeline,
+            forgotten=len(gone),
+            capacity=self._capacity,
+        )
+        return len(entries) - len(gone)
+
+    # Writing
+
+    async def save(
+        self,
+        experiences: Sequence[Experience],
+        pipeline: str,
+        state: Mapping[str, str],
+        frontier: Mapping[str, FrontierPoint],
+    ) -> tuple[str, ...]:
+        """Keep what rounds gave with state and frontier, and write as much as Redis takes.
+
+        Args:
+            experiences: New ones, oldest first; few or none.
+            pipeline: ``namespace/name``.
+            state: Of the controller.
+            frontier: Ids and points.
+
+        Returns:
+            Ids of what was forgotten to make room.
+        """
+        copy = self._copies.setdefault(pipeline, Copy())
+        evicted = copy.take(experiences, state, frontier, self._capacity)
+        await self._flush(pipeline, copy)
+        return evicted
+
+    async def record(self, pipeline: str, decision: Mapping[str, str]) -> None:
+        """Append a journal record, after those that still wait."""
+        copy = self._copies.setdefault(pipeline, Copy())
+        for shortened in self._waiting.add(pipeline, decision):
+            self._lost(shortened, 1)
+            if self._waiting.dropped(shortened).records == 1:
+                _log.error(
+                    "journal records wait for Redis beyond their bound; the oldest are dropped and counted",
+                    pipeline=shortened,
+                )
+        if not self._left_alone:
+            await self._attempt(pipeline, copy, lambda: self._drain(pipeline, copy))
+
+    async def forget(self, pipeline: str) -> None:
+        """Hold nothing of a pipeline that is gone any more, once what waits is written."""
+        copy = self._copies.get(pipeline)
+        if copy is not None:
+            copy.gone = True
+            await self._flush(pipeline, copy)
+
+    async def _flush(self, pipeline: str, copy: Copy) -> None:
+        if self._left_alone or not await self._attempt(pipeline, copy, lambda: self._write(pipeline, copy)):
+            return
+        if self._failing.pop(pipeline, None) is not None and not self._failing:
+            _log.info("Redis takes everything again; nothing is waiting any more", pipeline=pipeline)
+        if copy.gone:
+            self._drop(pipeline)
+        left = next((name for name, each in self._copies.items() if each.gone), None)
+        if left is not None:
+            await self._flush(left, self._copies[left])
+
+    async def _write(self, pipeline: str, copy: Copy) -> None:
+        # The journal first: a state that counts a round which the journal does not tell could not be taken over.
+        await self._drain(pipeline, copy)
+        if copy.frontier is None:
+            return
+        # A second time where the first has shown that Redis knows less than it was given.
+        for _ in range(2):
+            if copy.behind:
+                await self._rebuild(pipeline, copy)
+            chosen = [copy.experiences[name] for name in sorted(copy.unsaved)]
+            copy.saved(
+                await self.store.restore(
+                    pipeline, chosen, copy.state, copy.frontier, sorted(copy.evicted), writer=copy.writer
+                )
+            )
+            if not copy.behind:
+                return
+
+    async def _rebuild(self, pipeline: str, copy: Copy) -> None:
+        why, missing = copy.behind, copy.missing
+        entries, _ = await self.store.index(pipeline)
+        copy.rebuild([each.id for each in entries])
+        _log.warning(
+            f"Redis does not hold what it was given: {why}. Experiences, frontier and state are written again; "
+            "journal records are held by nobody else and stay lost",
+            pipeline=pipeline,
+            experiences_rebuilt=len(copy.experiences),
+            experiences_deleted=len(copy.evicted),
+            journal_records_lost=missing,
+        )
+        if missing:
+            self._lost(pipeline, missing)
+            await self._append(pipeline, copy, _lost_record(missing, f"Redis did not hold them any more: {why}"))
+
+    async def _drain(self, pipeline: str, copy: Copy) -> None:
+        dropped = self._waiting.dropped(pipeline)
+        if dropped.records:
+            reason = f"Redis took none for too long; rounds {dropped.first_round} to {dropped.last_round}"
+            await self._append(pipeline, copy, _lost_record(dropped.records, reason))
+            _log.error(
+                "journal records were dropped while Redis took none",
+                pipeline=pipeline,
+                records=dropped.records,
+                first_round=dropped.first_round,
+                last_round=dropped.last_round,
+            )
+            self._waiting.told(pipeline)
+        while (oldest := self._waiting.first(pipeline)) is not None:
+            await self._append(pipeline, copy, oldest)
+            self._waiting.done(pipeline)
+
+    async def _append(self, pipeline: str, copy: Copy, record: Mapping[str, str]) -> None:
+        copy.wrote(await self.store.append_decision(pipeline, record, writer=copy.writer), records=1)
+
+    async def _attempt(self, pipeline: str, copy: Copy, write: Callable[[], Awaitable[None]]) -> bool:
+        """Write; where somebody else has claimed the pipeline, claim it anew if it is still ours, else let go of what waits."""
+        asked_at = time.monotonic()
+        for again in (True, False):
+            try:
+                if copy.loaded and not copy.writer.claim:
+                    await self._claim(pipeline, copy)
+                await write()
+                return True
+            except MemoryUnavailable as error:
+                self._failed(pipeline, error, asked_at)
+                return False
+            except Superseded as error:
+                if not (again and self._leads()):
+                    self._let_go(pipeline, copy, error)
+                    return False
+                _log.warning(
+                    "somebody who does not lead this pipeline has claimed it; it is claimed again",
+                    pipeline=pipeline,
+                    problem=str(error),
+                )
+                copy.writer = replace(copy.writer, claim=0)
+        return False
+
+    def _let_go(self, pipeline: str, copy: Copy, error: Superseded) -> None:
+        records, experiences = self._waiting.clear(pipeline), len(copy.unsaved)
+        self.losses = replace(self.losses, refused=self.losses.refused + 1)
+        copy.unsaved.clear()
+        copy.evicted.clear()
+        if copy.gone:
+            self._drop(pipeline)
+        _log.error(
+            "a late write is refused: another controller leads this pipeline by now",
+            pipeline=pipeline,
+            records=records,
+            experiences=experiences,
+            problem=str(error),
+        )
+
+    def _drop(self, pipeline: str) -> None:
+        for held in (self._copies, self._failing):
+            held.pop(pipeline, None)
+        self._waiting.clear(pipeline)
+
+    def _lost(self, pipeline: str, records: int) -> None:
+        self.losses = replace(self.losses, records=self.losses.records + records)
+        copy = self._copies.get(pipeline)
+        if copy is not None:
+            copy.lost += records
 
     @property
     def _left_alone(self) -> bool:
         return time.monotonic() < self._ask_again_at
 
-    async def _flush(self, pipeline: str, mirror: _Pipeline) -> None:
-        if self._left_alone:
-            return
-        asked_at = time.monotonic()
-        try:
-            known = len(mirror.experiences) - len(mirror.unsaved)
-            held = await self.store.count(pipeline)
-            if held < known:
-                _log.warning(
-                    "Redis lost experiences; writing back what the controller knows",
-                    pipeline=pipeline,
-                    held=held,
-                    known=known,
-                )
-                mirror.unsaved.update(mirror.experiences)
-            chosen = [mirror.experiences[name] for name in sorted(mirror.unsaved)]
-            # The journal first: a state that counts a round which the journal does not tell could not be taken over.
-            await self._drain(pipeline, mirror)
-            await self.store.restore(pipeline, chosen, mirror.state, mirror.frontier, sorted(mirror.evicted))
-            mirror.unsaved.clear()
-            mirror.evicted.clear()
-        except MemoryUnavailable as error:
-            self._went_away(error, asked_at)
-            return
-        if not self.available:
-            _log.info("Redis is back; nothing is waiting any more", pipeline=pipeline)
-        self.available = True
-
-    async def _drain(self, pipeline: str, mirror: _Pipeline) -> None:
-        while mirror.decisions:
-            await self.store.append_decision(pipeline, mirror.decisions[0])
-            mirror.decisions.popleft()
-
-    def _went_away(self, error: MemoryUnavailable, asked_at: float) -> None:
+    def _failed(self, pipeline: str, error: MemoryUnavailable, asked_at: float) -> None:
         now = time.monotonic()
         if now - asked_at >= _SLOW_S:
             self._ask_again_at = now + _PAUSES * (now - asked_at)
-        if self.available:
-            _log.warning("Redis is away; deciding goes on with what is known, experiences wait", problem=str(error))
-        self.available = False
+        if not any(type(error) is type(each) for each in self._failing.values()):
+            full = isinstance(error, MemoryFull)
+            what = "is full: give it more memory, or lower the capacity" if full else "is away"
+            _log.warning(
+                f"Redis {what}; deciding goes on with what is known, experiences and records wait", problem=str(error)
+            )
+        self._failing[pipeline] = error
 
-    def _mirror(self, pipeline: str) -> _Pipeline:
-        return self._pipelines.setdefault(pipeline, _Pipeline())
 
-    @staticmethod
-    def _ordered(mirror: _Pipeline) -> tuple[Experience, ...]:
-        return tuple(sorted(mirror.experiences.values(), key=lambda experience: (experience.time_s, experience.id)))
+def _report_damage(pipeline: str, damaged: Sequence[EntryError]) -> None:
+    for damage in damaged[:_DAMAGE_LOGGED]:
+        _log.error(
+            "an entry in Redis cannot be read; it stays there and is not used",
+            entry=damage.field,
+            problem=str(damage),
+        )
+    if len(damaged) > _DAMAGE_LOGGED:
+        _log.error(
+            "more entries in Redis cannot be read; sair memory stats counts them",
+            pipeline=pipeline,
+            entries=len(damaged) - _DAMAGE_LOGGED,
+        )
+
+
+def _lost_record(records: int, reason: str) -> dict[str, str]:
+    return {"kind": "lost", "records": str(records), "reason": reason}

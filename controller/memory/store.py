@@ -1,4 +1,4 @@
-"""The store: every write of a round is one MULTI/EXEC on one slot, every read is checked field by field."""
+"""The store: every write of a round is one script on one slot, every read is checked field by field."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import functools
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import redis.asyncio as redis
 from redis.exceptions import RedisClusterException
 
 from controller.experience import Experience, Outcome
-from controller.memory.codec import from_fields, to_fields
+from controller.memory import writing
+from controller.memory.codec import from_fields
 from controller.memory.connection import close, connect, parse_url
 from controller.memory.keys import SCHEMA, SCHEMA_KEY, Keys, pipeline_of
-from sair.errors import EntryError, MemoryUnavailable, SchemaVersionError
+from controller.memory.writing import FENCED, Held, Writer
+from sair.errors import EntryError, MemoryFull, MemoryUnavailable, SchemaVersionError, Superseded
 
-__all__ = ["DEFAULT_CAPACITY", "FrontierPoint", "Loaded", "Store", "translated"]
+__all__ = ["DEFAULT_CAPACITY", "JOURNAL_BYTES", "NOBODY", "FrontierPoint", "Indexed", "Loaded", "Store", "translated"]
 
 DEFAULT_CAPACITY = 10_000
-"""Experiences kept per pipeline: 3.5 days of rounds every 30 s, about 15 MB in Redis."""
+"""Experiences kept per pipeline unless told otherwise: 3.5 days of rounds every 30 s, 28 MB in Redis."""
+
+JOURNAL_BYTES = 64 * 1024 * 1024
+"""Bytes of Redis that a pipeline's journal may take unless told otherwise; 10,000 records of three stages without a model take 47 MB."""
 
 _JOURNAL_LENGTH = 10_000
 _BATCH = 500
@@ -28,6 +33,9 @@ _LARGEST_EXPERIENCE_BYTES = 1_000_000
 """Ours take about 2 kB; what is larger is not even fetched."""
 _LARGEST_STATE_BYTES = 16_000_000
 _LONGEST_ID = 200
+
+NOBODY: Final = Writer()
+"""Writes as a person does: under no claim."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +48,20 @@ class FrontierPoint:
     outcome: Outcome
     load_bucket: int
 
+    def text(self) -> str:
+        """As Redis has it."""
+        ratios = {"latency_ratio": self.outcome.latency_ratio, "cost_ratio": self.outcome.cost_ratio}
+        return json.dumps({"load_bucket": self.load_bucket, **ratios})
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """An experience as the indexes have it."""
+
+    id: str
+    time_s: float
+    surprisal: float
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -51,15 +73,23 @@ class Loaded:
     """Fields of ``…:controller``."""
     damaged: tuple[EntryError, ...] = ()
     """Entries that could not be read; they are left in place for a person to look at."""
+    whole: bool = True
+    """False: Redis could not be read."""
 
 
 def translated(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Decorator: whatever the Redis client raises becomes MemoryUnavailable."""
+    """Decorator: whatever the Redis client raises becomes MemoryUnavailable, or Superseded where a script refused to write."""
 
     @functools.wraps(call)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await call(*args, **kwargs)
+        except redis.OutOfMemoryError as error:
+            raise MemoryFull(f"Redis has no room left (maxmemory): {error}") from error
+        except redis.ResponseError as error:
+            if FENCED in str(error):
+                raise Superseded(f"another controller leads by now: {error}") from error
+            raise MemoryUnavailable(f"Redis: {type(error).__name__}: {error}") from error
         except (redis.RedisError, RedisClusterException, OSError, TimeoutError) as error:
             raise MemoryUnavailable(f"Redis: {type(error).__name__}: {error}") from error
 
@@ -71,20 +101,22 @@ class Store:
 
     Args:
         client: A Redis client that decodes responses.
+        journal_bytes: What a pipeline's journal may take in Redis.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, journal_bytes: int = JOURNAL_BYTES) -> None:
         # redis-py's asynchronous methods are typed as the union of both worlds.
         self._redis = cast(Any, client)
+        self._journal_bytes = journal_bytes
 
     @classmethod
-    def from_url(cls, url: str) -> Store:
+    def from_url(cls, url: str, *, journal_bytes: int = JOURNAL_BYTES) -> Store:
         """Connect lazily to one server, through Sentinels, or to a cluster; see ``connection.parse_url`` for the forms.
 
         Raises:
             InvalidInput: If the URL is malformed.
         """
-        return cls(connect(parse_url(url)))
+        return cls(connect(parse_url(url)), journal_bytes=journal_bytes)
 
     @property
     def client(self) -> Any:
@@ -103,11 +135,29 @@ class Store:
             SchemaVersionError: If it has another; names the migration to run.
             MemoryUnavailable: If Redis cannot be reached.
         """
-        if await self._redis.set(SCHEMA_KEY, SCHEMA, nx=True):
-            return
-        found = str(await self._redis.get(SCHEMA_KEY))
-        if found != SCHEMA:
-            raise SchemaVersionError(found, SCHEMA, f"sair memory migrate --to {SCHEMA}")
+        # Looked at first: a Redis without room refuses to write what is there already.
+        found = await self._redis.get(SCHEMA_KEY)
+        if found is None and not await self._redis.set(SCHEMA_KEY, SCHEMA, nx=True):
+            found = await self._redis.get(SCHEMA_KEY)
+        if found not in (None, SCHEMA):
+            raise SchemaVersionError(str(found), SCHEMA, f"sair memory migrate --to {SCHEMA}")
+
+    @translated
+    async def claim(self, pipeline: str, writer: Writer = NOBODY) -> Writer:
+        """Begin to lead a pipeline: whoever wrote under an earlier claim is refused from now on.
+
+        Args:
+            pipeline: ``namespace/name``.
+            writer: What is known of earlier writes.
+
+        Returns:
+            The claim, and what was there before.
+
+        Raises:
+            MemoryFull: If Redis has no room even for that.
+            MemoryUnavailable: If Redis cannot be reached.
+        """
+        return await writing.claim(self._redis, Keys(pipeline), writer)
 
     @translated
     async def restore(
@@ -115,41 +165,54 @@ class Store:
         pipeline: str,
         experiences: Sequence[Experience],
         state: Mapping[str, str],
-        frontier: Mapping[str, FrontierPoint],
+        frontier: Mapping[str, FrontierPoint] | None,
         evicted: Iterable[str] = (),
-    ) -> None:
+        *,
+        writer: Writer = NOBODY,
+    ) -> Held:
         """Write experiences of one pipeline, the controller's state and the frontier, and drop what is evicted.
 
-        Up to 500 experiences go in one transaction; writing one twice changes nothing. The schema version is written before it:
-        in a cluster its key lives in another slot.
+        Up to 500 experiences go in one script, whole or not at all; writing one twice changes nothing. The schema version is written
+        before it: in a cluster its key lives in another slot.
+
+        Args:
+            pipeline: ``namespace/name``.
+            experiences: To be written.
+            state: Fields of ``…:controller``.
+            frontier: The whole of it; None leaves it as it is.
+            evicted: Ids to forget.
+            writer: Who writes.
+
+        Returns:
+            What was there before.
 
         Raises:
+            MemoryFull: If Redis has no room.
             MemoryUnavailable: If Redis cannot be reached, or a key is in the way that is of another type; names it.
             SchemaVersionError: If Redis has another layout.
+            Superseded: If somebody claimed the pipeline after the writer.
         """
         await self.ensure_schema()
-        keys = Keys(pipeline)
+        keys, before = Keys(pipeline), None
+        points = None if frontier is None else {name: point.text() for name, point in frontier.items()}
         for start in range(0, max(1, len(experiences)), _BATCH):
-            batch = experiences[start : start + _BATCH]
-            async with self._redis.pipeline(transaction=True) as multi:
-                for experience in batch:
-                    name = keys.experience(experience.id)
-                    multi.delete(name)
-                    multi.hset(name, mapping=to_fields(experience))
-                    multi.zadd(keys.experiences, {experience.id: experience.time_s})
-                    multi.zadd(keys.rewards, {experience.id: experience.reward.total})
-                    multi.zadd(keys.surprisals, {experience.id: experience.surprisal})
-                if start + _BATCH >= len(experiences):
-                    self._finish(multi, keys, state, frontier, tuple(evicted))
-                try:
-                    await multi.execute()
-                except redis.ResponseError as error:
-                    raise await self._explained(keys, error) from error
-
-    @translated
-    async def save_state(self, pipeline: str, state: Mapping[str, str]) -> None:
-        """Write the controller's state alone."""
-        await self._redis.hset(Keys(pipeline).controller, mapping=dict(state))
+            batch, last = experiences[start : start + _BATCH], start + _BATCH >= len(experiences)
+            try:
+                held = await writing.written(
+                    self._redis,
+                    keys,
+                    batch,
+                    evicted if last else (),
+                    state if last else {},
+                    points if last else None,
+                    writer,
+                )
+            except redis.ResponseError as error:
+                await self._explain(keys, error)
+                raise
+            before = before or held
+        assert before is not None  # noqa: S101  # there is at least one batch
+        return before
 
     @translated
     async def load(self, pipeline: str, limit: int = DEFAULT_CAPACITY) -> Loaded:
@@ -162,7 +225,8 @@ class Store:
         try:
             identifiers = (await self._redis.zrevrange(keys.experiences, 0, limit - 1))[::-1]
         except redis.ResponseError as error:
-            raise await self._explained(keys, error) from error
+            await self._explain(keys, error)
+            raise
         experiences: list[Experience] = []
         damaged: list[EntryError] = []
         for start in range(0, len(identifiers), _BATCH):
@@ -233,8 +297,10 @@ class Store:
                 found.append(dict(answer or {}))
         return found
 
-    async def _explained(self, keys: Keys, error: redis.ResponseError) -> MemoryUnavailable:
-        """Redis' WRONGTYPE does not say which key: look."""
+    async def _explain(self, keys: Keys, error: redis.ResponseError) -> None:
+        """Redis' WRONGTYPE does not say which key: look, and raise what does."""
+        if "WRONGTYPE" not in str(error):
+            return
         kinds = {
             keys.experiences: "zset",
             keys.rewards: "zset",
@@ -242,15 +308,14 @@ class Store:
             keys.frontier: "hash",
             keys.decisions: "stream",
             keys.controller: "hash",
+            keys.writes: "hash",
         }
-        if "WRONGTYPE" not in str(error):
-            return MemoryUnavailable(f"Redis: {type(error).__name__}: {error}")
         wrong = []
         for name, expected in kinds.items():
             found = str(await self._redis.type(name))
             if found not in (expected, "none"):
                 wrong.append(f"{name} is a {found}, not a {expected}")
-        return MemoryUnavailable(f"Redis: WRONGTYPE: {'; '.join(wrong) or error}")
+        raise MemoryUnavailable(f"Redis: WRONGTYPE: {'; '.join(wrong) or error}") from error
 
     @translated
     async def forget(self, pipeline: str) -> int:
@@ -270,6 +335,15 @@ class Store:
     async def count(self, pipeline: str) -> int:
         """How many experiences Redis holds of a pipeline."""
         return int(await self._redis.zcard(Keys(pipeline).experiences))
+
+    @translated
+    async def index(self, pipeline: str) -> tuple[list[Indexed], frozenset[str]]:
+        """All experiences as the indexes have them, oldest first, and the ids on the frontier."""
+        keys = Keys(pipeline)
+        times = await self._redis.zrange(keys.experiences, 0, -1, withscores=True)
+        surprisals = dict(await self._redis.zrange(keys.surprisals, 0, -1, withscores=True))
+        entries = [Indexed(str(name), float(time_s), float(surprisals.get(name, 0.0))) for name, time_s in times]
+        return entries, frozenset(await self._redis.hkeys(keys.frontier))
 
     @translated
     async def top(self, pipeline: str, by: str, count: int) -> list[tuple[str, float]]:
@@ -294,14 +368,20 @@ class Store:
         return tuple(sorted(found))
 
     @translated
-    async def append_decision(self, pipeline: str, record: Mapping[str, str]) -> str:
-        """Append a record to the pipeline's journal; gives its stream id."""
+    async def append_decision(self, pipeline: str, record: Mapping[str, str], *, writer: Writer = NOBODY) -> Held:
+        """Append a record to the pipeline's journal; gives what was there before and the record's stream id.
+
+        Raises:
+            MemoryFull: If Redis has no room.
+            MemoryUnavailable: If Redis cannot be reached, or the journal is no stream.
+            Superseded: If somebody claimed the pipeline after the writer.
+        """
         keys = Keys(pipeline)
         try:
-            identifier = await self._redis.xadd(keys.decisions, dict(record), maxlen=_JOURNAL_LENGTH, approximate=True)
+            return await writing.append(self._redis, keys, record, writer, _JOURNAL_LENGTH, self._journal_bytes)
         except redis.ResponseError as error:
-            raise await self._explained(keys, error) from error
-        return str(identifier)
+            await self._explain(keys, error)
+            raise
 
     @translated
     async def decisions(self, pipeline: str, count: int) -> list[tuple[str, dict[str, str]]]:
@@ -310,30 +390,6 @@ class Store:
             (str(name), dict(fields))
             for name, fields in await self._redis.xrevrange(Keys(pipeline).decisions, count=count)
         ]
-
-    @staticmethod
-    def _finish(
-        multi: Any, keys: Keys, state: Mapping[str, str], frontier: Mapping[str, FrontierPoint], evicted: Sequence[str]
-    ) -> None:
-        for identifier in evicted:
-            multi.delete(keys.experience(identifier))
-        for index in (keys.experiences, keys.rewards, keys.surprisals) if evicted else ():
-            multi.zrem(index, *evicted)
-        if state:
-            multi.hset(keys.controller, mapping=dict(state))
-        multi.delete(keys.frontier)
-        if frontier:
-            points = {
-                identifier: json.dumps(
-                    {
-                        "load_bucket": point.load_bucket,
-                        "latency_ratio": point.outcome.latency_ratio,
-                        "cost_ratio": point.outcome.cost_ratio,
-                    }
-                )
-                for identifier, point in frontier.items()
-            }
-            multi.hset(keys.frontier, mapping=points)
 
 
 def _literal(prefix: str) -> str:

@@ -20,6 +20,7 @@ from controller.memory.connection import connect, parse_url
 from controller.memory.embedded import embedded_server
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.memory.writing import Held
 from controller.replay import replay
 from controller.simulation.plant import Plant
 from controller.simulation.workloads import draw_arrivals, workload_named
@@ -77,10 +78,10 @@ class Redis(Store):
 
     dies = False
 
-    async def restore(self, *arguments: Any, **more: Any) -> None:
+    async def restore(self, *arguments: Any, **more: Any) -> Held:
         if self.dies:
             raise Killed
-        await super().restore(*arguments, **more)
+        return await super().restore(*arguments, **more)
 
 
 class Run:

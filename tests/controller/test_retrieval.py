@@ -143,6 +143,26 @@ def test_the_pareto_term_is_that_of_the_frontier_of_today() -> None:
     assert shown[life.id] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("count", [1_000, EXACT_MOST + 1_000])
+def test_those_above_the_least_reward_are_found_behind_any_number_of_surprising_ones_below(count: int) -> None:
+    poor = [lived(number, (0.5 + number % 10 / 1e3, 0.5), -50.0 * (number % 2) - 5.0) for number in range(count)]
+    good = [lived(count + number, (0.9, 0.5 + number / 1e3), -3.0) for number in range(40)]
+    memory = filled([*poor, *good])
+    shown = memory.retrieve((0.55, 0.5), Frontiers({}), Tuning(least_reward=-4.0, diversity=0.0))
+    assert len(shown) == 15
+    assert {each.experience for each in shown} <= set(good)
+
+
+def test_the_better_half_is_that_of_the_frontiers_of_today() -> None:
+    """One ended with 0.7 in a load in which somebody has done far better since; another with 0.6 and nobody has."""
+    once = lived(1, (0.5, 0.5), 0.7, outcome=Outcome(1.5, 0.9), load_bucket=3)
+    still = lived(2, (0.5, 0.5), 0.6, outcome=Outcome(1.5, 0.9), load_bucket=4)
+    other, poor = lived(3, (0.5, 0.5), 0.3, load_bucket=5), lived(4, (0.5, 0.5), -5.0)
+    today = Frontiers({}).add(3, (0.1, 0.1)).add(4, (1.5, 0.9))
+    shown = filled([once, still, other, poor]).retrieve((0.5, 0.5), today, Tuning(diversity=0.0))
+    assert {each.experience.id for each in shown} == {still.id, other.id}
+
+
 def test_a_kernel_mean_learns_what_the_model_gets_wrong_where_it_was_wrong() -> None:
     lives = [lived(number, (0.5, 0.5), 0.5, milli=100, predicted_reward=1.0) for number in range(20)]
     memory = filled(lives)

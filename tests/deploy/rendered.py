@@ -17,7 +17,7 @@ from tests.e2e.cluster import binaries
 from tests.e2e.cluster.errors import Unavailable
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-INSTALLATIONS = ("base", "overlays/development", "overlays/high-availability")
+INSTALLATIONS = ("base", "overlays/development", "overlays/high-availability", "overlays/thousand-pipelines")
 EXAMPLES = ("examples/image-classification", "examples/overlays/development")
 
 

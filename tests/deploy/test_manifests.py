@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from sair.crd import custom_resource_definition
+from controller.settings import load_settings
+from sair.quantities import parse_memory
 from tests.deploy.rendered import DEPLOY, EXAMPLES, INSTALLATIONS, named, of_kind, render, workloads
 
 AS_ROOT = {"DaemonSet/sair-agent agent"}
@@ -233,3 +235,26 @@ def _scheduler_configuration(folder: str) -> dict[str, Any]:
     (config,) = (one for one in of_kind(folder, "ConfigMap") if one["metadata"]["name"].startswith("sair-scheduler"))
     parsed: dict[str, Any] = yaml.safe_load(config["data"]["scheduler.yaml"])
     return parsed
+
+
+@pytest.mark.parametrize(("folder", "pipelines"), [("base", 100), ("overlays/thousand-pipelines", 1_000)])
+def test_redis_and_the_controller_have_room_for_as_many_pipelines_as_is_said(folder: str, pipelines: int) -> None:
+    """By the sums of docs/memory.md."""
+    (controller,) = named(folder, "Deployment", "sair-controller")["spec"]["template"]["spec"]["containers"]
+    redis = named(folder, "StatefulSet", "sair-redis")["spec"]
+    (container,) = redis["template"]["spec"]["containers"]
+    own = {one["name"]: one["value"] for one in controller["env"] if one["name"].startswith("SAIR_CONTROLLER_M")}
+    own |= {one["name"]: one["value"] for one in controller["env"] if one["name"].startswith("SAIR_CONTROLLER_J")}
+    settings = load_settings(own)
+    (config,) = (one for one in of_kind(folder, "ConfigMap") if one["metadata"]["name"].startswith("sair-redis-config"))
+    given = " ".join(container["command"]).split("--maxmemory ")
+    text = given[1] if len(given) == 2 else config["data"]["redis.conf"].split("maxmemory ")[1].split()[0]
+    most = int(text[:-2]) * {"mb": 2**20, "gb": 2**30}[text[-2:]]
+    journal = settings.journal_mib * 2**20
+    assert pipelines * (settings.memory_capacity * 2_900 + journal + 20_000) + 1e6 <= most
+    assert most * 5 / 3 <= parse_memory(container["resources"]["limits"]["memory"]) * 2**20
+    (claim,) = redis["volumeClaimTemplates"]
+    assert 3 * most <= parse_memory(claim["spec"]["resources"]["requests"]["storage"]) * 2**20 * 1.01
+    mirrored = pipelines * (settings.memory_capacity * 4_000 + 150_000)
+    limit = parse_memory(controller["resources"]["limits"]["memory"]) * 2**20
+    assert 150e6 + settings.waiting_mib * 2**20 + mirrored <= limit

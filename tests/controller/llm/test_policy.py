@@ -123,6 +123,19 @@ async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow(scene: Scene
     assert len(server.requests) == 3
 
 
+async def test_what_pipelines_spent_is_held_no_longer_than_the_day(scene: Scene) -> None:
+    clock = Clock()
+    async with misbehaving_server(says(CHOICE)) as server:
+        policy = policy_for(server.url, clock)
+        for number in range(3):
+            await propose(policy, of(scene, f"gone/{number}"))
+        assert len(policy._spending) == 3
+        clock.now += 86_400
+        await propose(policy, scene)
+        assert list(policy._spending) == [scene[0].pipeline]
+        await policy.close()
+
+
 def of(scene: Scene, pipeline: str) -> Scene:
     """The same scene of another pipeline."""
     knowledge, menu = scene

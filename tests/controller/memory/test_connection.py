@@ -132,7 +132,7 @@ async def test_an_acl_user_that_may_touch_nothing_but_sairs_keys_is_enough(tmp_p
 
         await eventually(up)
         memory = MirroredMemory(store)
-        await memory.save(experience(1), PIPELINE, {"round": "1"}, {})
+        await memory.save([experience(1)], PIPELINE, {"round": "1"}, {})
         await memory.record(PIPELINE, {"kind": "decision"})
         assert memory.available
         assert (await store.load(PIPELINE)).experiences == (experience(1),)
@@ -149,19 +149,19 @@ async def test_nothing_is_lost_when_sentinel_replaces_the_master_during_writes(t
         store = Store.from_url(servers.url)
         memory = MirroredMemory(store)
         for number in range(5):
-            await memory.save(experience(number), PIPELINE, {"round": str(number)}, {})
+            await memory.save([experience(number)], PIPELINE, {"round": str(number)}, {})
         assert memory.available
         old = await servers.master_port()
         servers.master.kill()
         await servers.master.wait()
         number = 5
         while await servers.master_port() == old or not memory.available or number < 10:
-            await memory.save(experience(number), PIPELINE, {"round": str(number)}, {})
+            await memory.save([experience(number)], PIPELINE, {"round": str(number)}, {})
             await memory.record(PIPELINE, {"kind": "decision", "round": str(number)})
             number += 1
             assert number < 1000
             await asyncio.sleep(0.1)
-        await memory.save(experience(number), PIPELINE, {"round": str(number)}, {})
+        await memory.save([experience(number)], PIPELINE, {"round": str(number)}, {})
         assert memory.unsaved == 0
         loaded = await store.load(PIPELINE)
         assert [e.round for e in loaded.experiences] == list(range(number + 1))
@@ -178,7 +178,7 @@ async def test_memory_works_on_a_cluster_where_pipelines_live_on_different_nodes
         for pipeline in pipelines:
             await memory.load(pipeline)
             for number in range(3):
-                await memory.save(experience(number, pipeline=pipeline), pipeline, {"round": str(number)}, {})
+                await memory.save([experience(number, pipeline=pipeline)], pipeline, {"round": str(number)}, {})
             await memory.record(pipeline, {"kind": "decision"})
         assert memory.available
         assert memory.unsaved == 0
@@ -191,7 +191,7 @@ async def test_memory_works_on_a_cluster_where_pipelines_live_on_different_nodes
             async with redis.Redis(port=port, decode_responses=True) as client:
                 holding += bool([key async for key in client.scan_iter(match="sair:{*}:controller")])
         assert holding == 3
-        assert await store.forget(pipelines[0]) == 8
+        assert await store.forget(pipelines[0]) == 9
         assert pipelines[0] not in await store.pipelines()
         await store.close()
 
@@ -202,11 +202,11 @@ async def test_a_node_of_a_cluster_that_was_flushed_is_filled_up_again(tmp_path:
         store = Store.from_url(f"redis+cluster://127.0.0.1:{ports[0]}")
         memory = MirroredMemory(store)
         for number in range(3):
-            await memory.save(experience(number), PIPELINE, {"round": str(number)}, {})
+            await memory.save([experience(number)], PIPELINE, {"round": str(number)}, {})
         for port in ports:
             async with redis.Redis(port=port) as client:
                 await client.flushall()
-        await memory.save(experience(3), PIPELINE, {"round": "3"}, {})
+        await memory.save([experience(3)], PIPELINE, {"round": "3"}, {})
         assert [e.round for e in (await store.load(PIPELINE)).experiences] == [0, 1, 2, 3]
         await store.ensure_schema()
         await store.close()

@@ -2,8 +2,9 @@ import pytest
 import redis.asyncio as redis
 
 from controller.experience import Outcome
+from controller.memory.keys import Keys
 from controller.memory.store import FrontierPoint, Store
-from sair.errors import MemoryUnavailable, SchemaVersionError
+from sair.errors import MemoryUnavailable, SchemaVersionError, Superseded
 from tests.builders import experience
 
 PIPELINE = "default/vision"
@@ -34,6 +35,7 @@ async def test_people_find_the_documented_keys(store: Store, redis_url: str) -> 
         "sair:{default/vision}:frontier": "hash",
         "sair:{default/vision}:decisions": "stream",
         "sair:{default/vision}:controller": "hash",
+        "sair:{default/vision}:writes": "hash",
     }
 
 
@@ -111,3 +113,34 @@ async def test_a_forgotten_pipeline_leaves_nothing_and_takes_nothing_of_others_w
         await store.restore(name, [experience(1)], {"round": "1"}, {})
     await store.forget("a/x*")
     assert await store.pipelines() == ("a/x", "a/xy")
+
+
+async def test_the_journal_is_bounded_in_bytes_and_the_newest_records_stay(redis_url: str) -> None:
+    bound = 200_000
+    store = Store.from_url(redis_url, journal_bytes=bound)
+    for number in range(300):
+        await store.append_decision(PIPELINE, {"round": str(number), "reply": "x" * (100 + 37 * number)})
+        if number % 50 == 49:
+            assert await store.client.memory_usage(Keys(PIPELINE).decisions, samples=0) <= bound
+    rounds = [int(fields["round"]) for _, fields in await store.decisions(PIPELINE, 1_000)]
+    assert rounds == list(range(299, 299 - len(rounds), -1))
+    # As many as fit, not merely one.
+    assert len(rounds) > 10
+    await store.append_decision(PIPELINE, {"round": "300", "reply": "x" * 1_000_000})
+    assert [fields["round"] for _, fields in await store.decisions(PIPELINE, 9)] == ["300"]
+    await store.close()
+
+
+async def test_who_was_succeeded_changes_nothing_any_more(store: Store) -> None:
+    first = await store.claim(PIPELINE)
+    await store.restore(PIPELINE, [experience(1)], {"round": "1"}, FRONTIER, writer=first)
+    second = await store.claim(PIPELINE)
+    with pytest.raises(Superseded):
+        await store.restore(PIPELINE, [experience(2)], {"round": "2"}, {}, ["0000000001"], writer=first)
+    with pytest.raises(Superseded):
+        await store.append_decision(PIPELINE, {"round": "2"}, writer=first)
+    loaded = await store.load(PIPELINE)
+    assert ([e.round for e in loaded.experiences], loaded.state) == ([1], {"round": "1"})
+    assert await store.decisions(PIPELINE, 9) == []
+    await store.append_decision(PIPELINE, {"round": "3"}, writer=second)
+    assert len(await store.decisions(PIPELINE, 9)) == 1
