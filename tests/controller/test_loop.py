@@ -1,6 +1,6 @@
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -105,8 +105,9 @@ async def _left_alone(store: Store, mode: Mode) -> Rounds:
     start = dict(world.plants[KEY].wished)
 
     class Held(SimulatedWorld):
-        async def pipelines(self) -> Sequence[PipelineView]:
-            return [replace(view, mode=mode) for view in await super().pipelines()]
+        async def view(self, key: str) -> PipelineView | None:
+            view = await super().view(key)
+            return replace(view, mode=mode) if view else None
 
     held = Held(list(world.plants.values()))
     watcher = await run(held, store, 300)
