@@ -119,7 +119,10 @@ def tuned(plain: Mapping[str, Any], changes: Mapping[str, str]) -> Tuning:
         first, _, second = name.partition(".")
         old = getattr(tuning, first)
         new: Any = None if value == "none" else value
-        tuning = _converted(f"--set {name}", msgspec.to_builtins(tuning) | {first: _nested(old, second, new)})
+        try:
+            tuning = _converted(f"--set {name}", msgspec.to_builtins(tuning) | {first: _nested(old, second, new)})
+        except InvalidInput as error:
+            raise InvalidInput("--set", f"{name}={value}", error.allowed) from error
     return tuning
 
 
@@ -285,7 +288,7 @@ def _converted(field: str, plain: Mapping[str, Any]) -> Tuning:
     try:
         tuning = msgspec.convert(dict(plain), Tuning, strict=False)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise InvalidInput(field, str(error), "a value of the parameter's type") from error
+        raise InvalidInput(field, dict(plain), f"a value of the parameter's type ({error})") from error
     for name in _parameters():
         value = msgspec.to_builtins(tuning)
         for part in name.split("."):

@@ -13,9 +13,10 @@ from typing import Final, Literal
 from controller.capacity import misfit
 from controller.cost import Prices, effective_cost
 from controller.decision import Decision, Verdict
+from controller.printing import knob_value
 from controller.state import HOLD, Action, Allocation, ClusterRoom, Limits, PipelineView, Rollback, difference
 from sair.pipeline import RollbackStatus
-from sair.quantities import GpuRate, format_moment
+from sair.quantities import format_moment
 
 __all__ = ["POLICY", "Change", "Plan", "answered", "judged", "kept", "plan_rollback", "rolled_back"]
 
@@ -34,7 +35,7 @@ class Change:
     then: int
 
     def __str__(self) -> str:
-        return f"{self.stage}: {self.knob} {shown(self.knob, self.now)} → {shown(self.knob, self.then)}"
+        return f"{self.stage}: {self.knob} {knob_value(self.knob, self.now)} → {knob_value(self.knob, self.then)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,6 @@ class Plan:
     """Allocations of all stages there are, as they are to become."""
     notes: tuple[str, ...] = ()
     """What is not as it was then and stays so, in words."""
-
-
-def shown(knob: str, value: int) -> str:
-    """A knob's value with its unit, as annotations and the Pipeline have it."""
-    if knob == "cpu":
-        return f"{value}m"
-    if knob == "gpu_rate":
-        return str(GpuRate(value)) if value else "none"
-    return str(value)
 
 
 def plan_rollback(then: Mapping[str, Allocation], now: Mapping[str, Allocation]) -> Plan:
@@ -185,7 +177,7 @@ def _out_of_bounds(change: Change, view: PipelineView) -> str:
     }[change.knob]
     if low <= change.then <= high:
         return ""
-    least, most, then = (shown(change.knob, value) for value in (low, high, change.then))
+    least, most, then = (knob_value(change.knob, value) for value in (low, high, change.then))
     return f"{change.stage} {change.knob} {then} is outside its bounds, {least} to {most}"
 
 
