@@ -216,7 +216,8 @@ def _require_auto(found: PipelineObject, auto: bool) -> None:
 def _replacing(old: Rollback | None, new: Rollback) -> dict[str, Any]:
     """A merge patch leaves what it does not name: what the request before had and this one has not is named."""
     gone: dict[str, Any] = dict.fromkeys(to_builtins(old) if old is not None else {})
-    return gone | to_builtins(new)
+    asked: dict[str, Any] = to_builtins(new)
+    return gone | asked
 
 
 async def _released(api: Api, pipeline: str) -> None:
