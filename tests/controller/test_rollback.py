@@ -181,6 +181,22 @@ async def test_it_is_carried_out_within_seconds_and_kept_until_the_hold_ends(sto
     await undo.world.clock.aclose()
 
 
+async def test_not_even_a_queue_that_builds_up_moves_what_is_held(store: Store) -> None:
+    undo = Undo(store)
+    await undo.until(100)
+    little = {**undo.start, "inference": replace(undo.start["inference"], replicas=1, gpu_rate=GpuRate(100))}
+    undo.world.request = Rollback("now", 0, 200, little)
+    await undo.until(105)
+    assert undo.world.wished == little
+    undo.watcher.reflexes.clear()
+    await undo.until(190)
+    assert undo.world.wished == little
+    assert undo.watcher.reflexes == []
+    await undo.until(210)
+    assert undo.watcher.reflexes, "it would have acted"
+    await undo.world.clock.aclose()
+
+
 async def test_the_journal_tells_it_and_what_comes_after_is_replayed_as_it_was(store: Store) -> None:
     undo = Undo(store)
     await undo.until(150)
