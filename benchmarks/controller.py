@@ -273,7 +273,7 @@ async def _in_kubernetes(pipelines: int, quick: bool, folder: Path) -> list[Row]
         metrics, recorder = ControllerMetrics(CollectorRegistry()), Recorder(api, "controller", "bench")
         memory = MirroredMemory(store)
         status = StatusWriter(api, world, recorder, memory, ModelSettings(), metrics)
-        views = list(await world.pipelines())
+        views = [found.view for found in world.found().values()]
         loops = [PipelineLoop(view.key, world, memory, TUNING, watcher=status) for view in views]
         both = list(zip(loops, views, strict=True))
         await _cpu_of([partial(loop.recall, view) for loop, view in both])

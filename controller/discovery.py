@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from controller.cluster import ScaleTarget, Workload
-from controller.state import Limits, PipelineView, StageView
+from controller.state import Allocation, Limits, PipelineView, Rollback, StageView
 from sair.annotations import Bounds, StageSpec
 from sair.errors import InvalidInput
 from sair.pipeline import Mode, Pipeline, PipelineSpec, PipelineStatus, StageBounds, topological_order
-from sair.quantities import GpuRate, Mebibytes, Millicores, parse_cpu, parse_duration
+from sair.quantities import GpuRate, Mebibytes, Millicores, parse_cpu, parse_duration, parse_moment
 
 __all__ = ["DEFAULT_BUDGET_PER_HOUR", "DEFAULT_SLO_S", "Discovery", "Found", "discover"]
 
@@ -142,12 +142,14 @@ def _found(
         )
         for name, after in upstreams.items()
     )
+    again = _rollback(pipeline, stages, conflicts) if pipeline else None
     view = PipelineView(
         key,
         views,
         slo_s=slo_s or DEFAULT_SLO_S,
         mode="recommend" if conflicts and mode == "auto" else mode,
         budget_per_hour=budget or DEFAULT_BUDGET_PER_HOUR,
+        rollback=again,
     )
     if wish.preference:
         view = replace(view, preference=wish.preference)
@@ -244,6 +246,27 @@ def _limits(name: str, bounds: Bounds, workload: Workload, conflicts: list[str])
         gpu_milli_min=gpu[0],
         gpu_milli_max=gpu[1],
     )
+
+
+def _rollback(pipeline: Pipeline, stages: Mapping[str, Workload], conflicts: list[str]) -> Rollback | None:
+    """The rollback that is asked for, of the stages there are; None if there is none or it was refused."""
+    wish, answer = pipeline.spec.rollback, pipeline.status.rollback
+    answered = wish is not None and answer is not None and answer.at == wish.at
+    if wish is None or (answered and answer is not None and answer.outcome == "Refused"):
+        return None
+    wanted: dict[str, Allocation] = {}
+    try:
+        until_s = None if wish.until is None else parse_moment(wish.until, field="until")
+        for each in wish.stages:
+            if each.name in stages:
+                rate = GpuRate.parse(each.gpu_rate, field=f"stages[{each.name}].gpuRate") if each.gpu_rate else None
+                cpu = parse_cpu(each.cpu, field=f"stages[{each.name}].cpu")
+                # Memory is never changed on live pods.
+                wanted[each.name] = Allocation(each.replicas, cpu, stages[each.name].memory, rate)
+    except InvalidInput as error:
+        conflicts.append(f"spec.rollback: {error}")
+        return None
+    return Rollback(wish.at, wish.round, until_s, wanted, done=answered)
 
 
 def _range(

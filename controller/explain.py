@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from controller.printing import printable
+from controller.printing import knob_value, printable
 from controller.recorded import RecordedRound
+from controller.rollback import POLICY
 from controller.state import Observation, StageObservation
 from sair.errors import EntryError
 
@@ -14,7 +16,7 @@ __all__ = ["explain"]
 _REMEMBERED_SHOWN = 15
 
 
-def explain(recorded: RecordedRound, pipeline: str) -> list[str]:
+def explain(recorded: RecordedRound, pipeline: str, *, newest: int | None = None) -> list[str]:
     """Tell a round: what was seen, remembered, offered, decided, let through, granted, and how it ended.
 
     A field that cannot be read is named in its place; the rest is told all the same.
@@ -22,9 +24,11 @@ def explain(recorded: RecordedRound, pipeline: str) -> list[str]:
     Args:
         recorded: The round.
         pipeline: ``namespace/name``, for the first line.
+        newest: Number of the newest round in the journal, None if that is not known.
     """
     lines = [f"Round {recorded.round} of {pipeline}, {recorded.text('time') or 'at an unknown time'}"]
-    for part in (_seen, _remembered, _offered, _decided, _judged, _applied, _ended):
+    ended = partial(_ended, over=newest is not None and newest > recorded.round)
+    for part in (_seen, _remembered, _offered, _decided, _judged, _applied, ended):
         lines += _told(part, recorded)
     return [printable(line) for line in lines]
 
@@ -47,7 +51,11 @@ def _seen(recorded: RecordedRound) -> Iterator[str]:
         )
     seen = recorded.observation()
     if seen is None:
-        yield "Seen: nothing, the metrics could not be had"
+        yield (
+            "Seen: no metrics, a rollback looks at none"
+            if recorded.text("policy") == POLICY
+            else "Seen: nothing, the metrics could not be had"
+        )
         return
     yield _headline(seen)
     for stage in seen.stages:
@@ -75,6 +83,8 @@ def _stage(stage: StageObservation) -> str:
 
 def _remembered(recorded: RecordedRound) -> Iterator[str]:
     retrieved = recorded.retrieved()
+    if "retrieved_json" not in recorded.decision:
+        return
     if not retrieved:
         yield "Remembered: no experience"
         return
@@ -112,11 +122,14 @@ def _decided(recorded: RecordedRound) -> Iterator[str]:
         yield f"Not decided: {recorded.text('problem') or 'no reason was recorded'}"
         return
     why = recorded.text("reason")
-    yield f"Decided by {recorded.text('policy')}: {recorded.text('wished')}" + (f", because {why}" if why else "")
+    who, what = (recorded.text(field) or "unknown: the record does not say" for field in ("policy", "wished"))
+    yield f"Decided by {who}: {what}" + (f", because {why}" if why else "")
+    if recorded.text("policy") == POLICY:
+        return
     p99, reward = recorded.number("predicted_p99_s"), recorded.number("predicted_reward")
     yield (
         f"  suspected bottleneck {recorded.text('bottleneck') or 'none'}, predicted P99 {_ms(p99)}, predicted reward {_signed(reward)}, "
-        f"ε {recorded.text('epsilon')}"
+        f"ε {recorded.text('epsilon') or 'unknown'}"
     )
 
 
@@ -130,7 +143,7 @@ def _judged(recorded: RecordedRound) -> Iterator[str]:
     for each in verdicts:
         if each.outcome != "pass":
             yield f"  {each.rule} {'refused' if each.outcome == 'rejected' else 'changed'} it: {each.reason or 'no reason given'}"
-    if recorded.text("action") != recorded.text("wished"):
+    if recorded.text("wished") and recorded.text("action") != recorded.text("wished"):
         yield f"What was left of it: {recorded.text('action')}"
 
 
@@ -142,23 +155,31 @@ def _applied(recorded: RecordedRound) -> Iterator[str]:
         if recorded.text("action") == "hold":
             yield "Applied: nothing was to be changed"
         else:
-            yield "Applied: no record; the pipeline was not in mode auto, or the controller stopped before it was done"
+            yield f"Applied: {_why_unapplied(recorded)}"
         return
     resumed = recorded.text("resumed", recorded.applied)
     yield f"Applied, {resumed}:" if resumed else "Applied:"
     for each in outcomes:
         short = each.granted != each.wished
         because = f", because {each.reason}" if each.reason else ""
-        yield f"  {each.stage} {each.knob} {each.wished}" + (
-            f": refused in part or whole, {each.granted} granted{because}" if short else ": granted"
+        wished, granted = (knob_value(each.knob, value) for value in (each.wished, each.granted))
+        yield f"  {each.stage} {each.knob} {wished}" + (
+            f": refused in part or whole, {granted} granted{because}" if short else ": granted"
         )
 
 
-def _ended(recorded: RecordedRound) -> Iterator[str]:
+def _why_unapplied(recorded: RecordedRound) -> str:
+    view = recorded.view()
+    if view is not None and view.mode != "auto":
+        return f"nothing, the pipeline was in mode {view.mode}"
+    return "no record; the controller stopped before it was done"
+
+
+def _ended(recorded: RecordedRound, over: bool) -> Iterator[str]:
     end, reward = recorded.concluded, recorded.reward()
     if end is None:
         if recorded.decided:
-            yield "How it ended is not known yet"
+            yield "How it ended was not measured" if over else "How it ended is not known yet"
         return
     yield (
         f"It ended at P99/SLO {_number(recorded.number('latency_ratio', end))}, "

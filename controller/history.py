@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ from sair.errors import EntryError, NotFound
 __all__ = ["FromFile", "History", "Pipeline", "read_history"]
 
 Pipeline = Annotated[str, typer.Argument(help="namespace/name")]
+_SHOWN = 10
+
 FromFile = Annotated[Path | None, typer.Option(help="Read an export of sair memory export instead of Redis.")]
 
 
@@ -55,16 +58,30 @@ async def read_history(pipeline: str, redis_url: str, from_file: Path | None) ->
     """
     damaged: tuple[EntryError, ...] = ()
     if from_file is not None:
-        found = (await asyncio.to_thread(read_file, from_file)).get(pipeline)
-        if found is None:
-            raise NotFound(f"{from_file.name} has nothing about {pipeline}")
-        key, archived = from_file.name, found
+        everything = await asyncio.to_thread(read_file, from_file)
+        if pipeline not in everything:
+            raise NotFound(f"{from_file.name} has nothing about {pipeline}; {_known(everything)}")
+        key, archived, known = from_file.name, everything[pipeline], tuple(everything)
     else:
         async with opened(redis_url) as store:
             key = Keys(pipeline).decisions
             archived, damaged = await collect(store, pipeline)
+            known = () if archived.decisions else await store.pipelines()
     rounds, unreadable = rounds_in(key, archived.decisions)
+    if not rounds and unreadable:
+        raise NotFound(f"no round of {pipeline} can be read: {unreadable[0]}")
+    if not rounds and pipeline in known:
+        raise NotFound(f"the journal of {pipeline} is empty")
     if not rounds:
-        raise NotFound(f"the journal of {pipeline} is empty" + (f": {unreadable[0]}" if unreadable else ""))
+        raise NotFound(f"Redis has nothing about {pipeline}; {_known(known)}")
     ordered = sorted(archived.experiences.values(), key=lambda each: (each.time_s, each.id))
     return History(rounds, tuple(ordered), (*damaged, *unreadable))
+
+
+def _known(names: Iterable[str]) -> str:
+    """The pipelines there are, in words: a name is easily mistyped, and easily written without its namespace."""
+    known = sorted(names)
+    if not known:
+        return "it knows no pipeline yet"
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"it knows {', '.join(known[:_SHOWN])}{more}"

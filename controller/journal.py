@@ -17,6 +17,7 @@ from controller.llm.policy import Trace
 from controller.menu import Menu
 from controller.state import Action, ClusterRoom, KnobOutcome, Observation, PipelineView
 from controller.tuning import Tuning
+from sair.pipeline import RollbackStatus
 
 __all__ = [
     "CHECKPOINT_ROUNDS",
@@ -70,6 +71,8 @@ class RoundReport:
     """What the world itself said, where that is not all of the outcomes."""
     unreachable: bool = False
     """The world could not be asked at all: it has refused nothing."""
+    rollback: RollbackStatus | None = None
+    """What became of the newest rollback."""
     resumed: str = ""
     """How a round was settled that an earlier leader had decided, in words."""
 

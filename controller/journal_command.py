@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.explain import explain as told
-from controller.history import FromFile, Pipeline, read_history
+from controller.history import FromFile, History, Pipeline, read_history
 from controller.memory.console import DEFAULT_URL, RedisUrl, console, run
 from controller.printing import printable
 from controller.replay import POLICIES, Replay, parse_changes
@@ -18,6 +18,8 @@ from controller.replay import replay as decided_again
 from sair.errors import InvalidInput
 
 __all__ = ["explain", "replay"]
+
+_DAMAGE_SHOWN = 10
 
 
 def explain(
@@ -31,8 +33,9 @@ def explain(
     async def work() -> None:
         history = await read_history(pipeline, redis_url, from_file)
         for each in history.numbered(round_number):
-            for line in told(each, printable(pipeline)):
+            for line in told(each, printable(pipeline), newest=history.rounds[-1].round):
                 typer.echo(line)
+        _show_damage(history)
 
     run(work())
 
@@ -58,10 +61,17 @@ def replay(
             decided_again, history.rounds, history.experiences, policy=POLICIES[policy], changes=changes
         )
         _show_replay(result, policy, changes, every_round)
-        for damage in history.damaged[:10]:
-            typer.echo(f"unreadable: {printable(str(damage))}", err=True)
+        _show_damage(history)
 
     run(work())
+
+
+def _show_damage(history: History) -> None:
+    """What could not be read: a round that is missing above may be among it."""
+    for damage in history.damaged[:_DAMAGE_SHOWN]:
+        typer.echo(f"unreadable: {printable(str(damage))}", err=True)
+    if len(history.damaged) > _DAMAGE_SHOWN:
+        typer.echo(f"unreadable: {len(history.damaged) - _DAMAGE_SHOWN} more", err=True)
 
 
 def _show_replay(result: Replay, policy: str, changes: dict[str, str], every_round: bool) -> None:
@@ -90,7 +100,7 @@ def _show_replay(result: Replay, policy: str, changes: dict[str, str], every_rou
     for skipped in result.skipped:
         reasons[skipped.reason] = reasons.get(skipped.reason, 0) + 1
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:10]:
-        typer.echo(f"{count} rounds not decided again: {printable(reason)}")
+        typer.echo(f"{count} {'round' if count == 1 else 'rounds'} not decided again: {printable(reason)}")
     typer.echo(
         "P99 and cost are the model's predictions for the round that was recorded, not of a run with this policy"
     )

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from controller import round as rounds
-from controller.decision import Decision, Proposal, Situation
+from controller.asking import ask
+from controller.decision import Proposal, Situation
 from controller.experience import Experience
 from controller.frontier import Holders
 from controller.guardrails import judge
@@ -31,32 +32,19 @@ from controller.menu import Menu
 from controller.policies.in_context import decide
 from controller.probing import epsilon
 from controller.recalling import OBSERVED_FIELD, STATE_FIELD, joined, recall
-from controller.resuming import Open, not_granted, remainder, settled
-from controller.state import HOLD, Action, Allocation, KnobOutcome, PipelineView, project_all
+from controller.resuming import Open, remainder, settled
+from controller.rollback import POLICY, kept
+from controller.state import HOLD, Action, PipelineView, Rollback, project_all
 from controller.tuning import Tuning
+from controller.undoing import Undoing
+from controller.watcher import Watcher
 from controller.worlds.base import World
 from sair.errors import ApiUnavailable, MetricsUnavailable, ModelUnavailable, NotFound
 from sair.logs import get_logger
 
-__all__ = ["PipelineLoop", "Watcher"]
+__all__ = ["PipelineLoop"]
 
 _log = get_logger("controller")
-
-
-class Watcher(Protocol):
-    """Somebody who wants to see every round: a live view, the Pipeline's status."""
-
-    async def round_ended(self, report: RoundReport) -> None:
-        """Called after each round, decided or held."""
-        ...
-
-    async def about_to_act(self, report: RoundReport) -> None:
-        """Called after a decision was recorded, before the world is asked for it."""
-        ...
-
-    async def reflexed(self, view: PipelineView, time_s: float, action: Action) -> None:
-        """Called after the reflex acted."""
-        ...
 
 
 class PipelineLoop:
@@ -100,6 +88,7 @@ class PipelineLoop:
         self._holders = Holders()
         self._reflexes: list[tuple[float, Action]] = []
         self._queued: dict[str, float] = {}
+        self._undoing = Undoing(world, memory, tuning, watcher)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -126,11 +115,14 @@ class PipelineLoop:
             next_round = clock.now() + self._tuning.interval_s
             while clock.now() < next_round and not ended():
                 await clock.sleep(min(self._tuning.reflex_interval_s, next_round - clock.now()))
-                if clock.now() < next_round and view.mode == "auto":
+                # As it is now: mode, SLO and bounds may have changed, and a rollback does not wait for the next round.
+                view = await self._view() or view
+                if (request := self._undoing.wanted(view)) is not None:
+                    await self._roll_back(view, request)
+                elif clock.now() < next_round:
                     await self.reflex(view)
             if not ended():
-                # As it is now: mode, SLO and bounds may have changed since the round before.
-                await self.round(await self._view() or view)
+                await self.round(view)
 
     async def round(self, view: PipelineView) -> RoundReport:
         """Run one round; never raises for what is away, always ends in a journal record."""
@@ -141,6 +133,7 @@ class PipelineLoop:
             knowledge = await self._recall_late(knowledge, view)
         report = RoundReport(view, knowledge.learned.round, self._world.clock.now(), tuning=self._tuning)
         report.reflexes, self._reflexes = self._reflexes, []
+        report.rollback = self._undoing.answer
         try:
             knowledge = await self._observed(knowledge, view, report)
             if view.mode == "off":
@@ -160,9 +153,9 @@ class PipelineLoop:
         return report
 
     async def reflex(self, view: PipelineView) -> Action:
-        """Raise what takes effect at once where a queue builds up; hold where anything is unknown."""
+        """Raise what takes effect at once where a queue builds up; hold where anything is unknown, or somebody wants it held."""
         knowledge = self._knowledge
-        if knowledge is None:
+        if knowledge is None or view.mode != "auto" or view.held(self._world.clock.now()):
             return HOLD
         try:
             gauges = await self._world.gauges(self.key)
@@ -185,15 +178,25 @@ class PipelineLoop:
             await self._watcher.reflexed(view, now, action)
         return action
 
+    async def _roll_back(self, view: PipelineView, request: Rollback) -> None:
+        knowledge = self.knowledge
+        report = RoundReport(view, knowledge.learned.round, self._world.clock.now(), tuning=self._tuning)
+        report.reflexes = self._reflexes
+        if not await self._undoing.carry_out(request, report):
+            return
+        self._reflexes = []
+        self._knowledge = rounds.undone(knowledge, report.round, report.time_s, self._tuning)
+        await self._save([], self._knowledge)
+        if self._watcher is not None:
+            await self._watcher.round_ended(report)
+
     async def _view(self) -> PipelineView | None:
         while True:
             try:
-                views = await self._world.pipelines()
+                return await self._world.view(self.key)
             except ApiUnavailable as error:
-                _log.warning("the pipelines cannot be listed; trying again", problem=str(error))
+                _log.warning("the pipeline cannot be looked at; trying again", problem=str(error))
                 await self._world.clock.sleep(self._tuning.reflex_interval_s)
-                continue
-            return next((view for view in views if view.key == self.key), None)
 
     async def recall(self, view: PipelineView) -> None:
         """Begin with what is stored, and with what an earlier leader did after its last save: its last decision is settled.
@@ -249,7 +252,7 @@ class PipelineLoop:
         report = RoundReport(waiting.situation.view, decision.round, decision.time_s, decision=decision)
         report.observation, report.tuning = waiting.situation.observation, self._tuning
         report.resumed = f"settled by another controller after {max(0.0, clock.now() - decision.time_s):.0f} s"
-        answers = await self._asked(report, rest.action, project_all(current, rest.action))
+        answers = await ask(self._world, self._watcher, report, rest.action, project_all(current, rest.action))
         report.outcomes = settled(decision, current, rest, answers)
         report.answers = () if report.unreachable else answers
         await self._memory.record(self.key, outcome_record(report))
@@ -264,21 +267,6 @@ class PipelineLoop:
             knowledge, waiting.situation, decision, report.outcomes, self._tuning, answers=report.answers
         )
         return knowledge, report
-
-    async def _asked(
-        self, report: RoundReport, action: Action, after: Mapping[str, Allocation]
-    ) -> Sequence[KnobOutcome]:
-        """Ask the world for an action; where it cannot be asked, nothing of it was granted."""
-        if not action or report.decision is None:
-            return ()
-        if self._watcher is not None:
-            await self._watcher.about_to_act(report)
-        changed = {delta.stage: after[delta.stage] for delta in action.deltas}
-        try:
-            return await self._world.apply(self.key, changed, reason=_reason(report.decision))
-        except (ApiUnavailable, NotFound) as error:
-            report.unreachable, report.answers = True, ()
-            return not_granted(action, after, str(error))
 
     async def _observed(self, knowledge: Knowledge, view: PipelineView, report: RoundReport) -> Knowledge:
         observation = await self._world.observe(self.key, self._tuning.window_s)
@@ -311,13 +299,13 @@ class PipelineLoop:
         if view.mode != "auto":
             return rounds.applied(knowledge, situation, replace(decision, action=HOLD), (), self._tuning)
         if decision.action:
-            report.outcomes = await self._asked(report, decision.action, decision.after)
+            report.outcomes = await ask(self._world, self._watcher, report, decision.action, decision.after)
             await self._memory.record(self.key, outcome_record(report))
         return rounds.applied(knowledge, situation, decision, report.outcomes, self._tuning, answers=report.answers)
 
     async def _moved(self, situation: Situation) -> str:
         """What is not any more as the model was told: seconds have passed. Empty if all is."""
-        view = next((view for view in await self._world.pipelines() if view.key == self.key), None)
+        view = await self._world.view(self.key)
         if view is None:
             raise NotFound(f"{self.key} is gone")
         if view != situation.view:
@@ -333,6 +321,8 @@ class PipelineLoop:
             await self._memory.record(self.key, concluded_record(report.experience))
 
     async def _proposal(self, knowledge: Knowledge, menu: Menu, report: RoundReport) -> Proposal:
+        if report.view.held(report.time_s):
+            return Proposal(HOLD, POLICY, kept(report.view))
         probe = rounds.probe(knowledge, menu, self._tuning, self._rng)
         if probe is not None:
             return probe
@@ -354,7 +344,7 @@ class PipelineLoop:
         task, looked_at = asyncio.create_task(answer, name=f"model {self.key}"), clock.now()
         try:
             while not (await asyncio.wait({task}, timeout=every_s))[0]:
-                if clock.now() - looked_at >= every_s and view.mode == "auto":
+                if clock.now() - looked_at >= every_s:
                     looked_at = clock.now()
                     await self.reflex(view)
         finally:
@@ -389,7 +379,3 @@ def _as_frozen(knowledge: Knowledge, by: Knowledge) -> Knowledge:
 def _refusal(action: Action, menu: Menu) -> str | None:
     _, verdicts = judge(action, menu.case)
     return next((f"{verdict.rule}: {verdict.reason}" for verdict in verdicts if verdict.outcome == "rejected"), None)
-
-
-def _reason(decision: Decision) -> str:
-    return f"round {decision.round} by {decision.policy}: {decision.action}"

@@ -25,6 +25,7 @@ from controller.policies.hold import hold
 from controller.policies.in_context import decide
 from controller.recorded import RecordedRound
 from controller.reflex import freeze
+from controller.rollback import POLICY
 from controller.state import HOLD, Action, Observation, PipelineView, difference
 from controller.tuning import Tuning
 from sair.errors import EntryError, InvalidInput
@@ -118,7 +119,10 @@ def tuned(plain: Mapping[str, Any], changes: Mapping[str, str]) -> Tuning:
         first, _, second = name.partition(".")
         old = getattr(tuning, first)
         new: Any = None if value == "none" else value
-        tuning = _converted(f"--set {name}", msgspec.to_builtins(tuning) | {first: _nested(old, second, new)})
+        try:
+            tuning = _converted(f"--set {name}", msgspec.to_builtins(tuning) | {first: _nested(old, second, new)})
+        except InvalidInput as error:
+            raise InvalidInput("--set", f"{name}={value}", error.allowed) from error
     return tuning
 
 
@@ -157,10 +161,16 @@ def replay(
             skipped.append(Skipped(each.round, f"it cannot be computed: {type(error).__name__}: {error}"))
         else:
             if comparison is None:
-                skipped.append(Skipped(each.round, each.text("problem")[:200] or "nothing was decided then"))
+                skipped.append(Skipped(each.round, _why_not(each)))
             else:
                 comparisons.append(comparison)
     return Replay(tuple(comparisons), tuple(skipped))
+
+
+def _why_not(each: RecordedRound) -> str:
+    if each.decided and each.text("policy") == POLICY:
+        return "a rollback that somebody asked for"
+    return each.text("problem")[:200] or "nothing was decided then"
 
 
 def _again(
@@ -173,6 +183,8 @@ def _again(
 ) -> tuple[Knowledge | None, Comparison | None]:
     view, observation = each.view(), each.observation()
     if view is None or observation is None:
+        if each.decided and knowledge is not None:
+            knowledge = rounds.undone(knowledge, each.round, each.time_s, tuned(each.tuning(), changes))
         return knowledge, None
     tuning = tuned(each.tuning(), changes)
     if knowledge is None:
@@ -276,7 +288,7 @@ def _converted(field: str, plain: Mapping[str, Any]) -> Tuning:
     try:
         tuning = msgspec.convert(dict(plain), Tuning, strict=False)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise InvalidInput(field, str(error), "a value of the parameter's type") from error
+        raise InvalidInput(field, dict(plain), f"a value of the parameter's type ({error})") from error
     for name in _parameters():
         value = msgspec.to_builtins(tuning)
         for part in name.split("."):

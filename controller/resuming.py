@@ -185,6 +185,9 @@ class _Folding:
         if self._open is not None:  # somebody observed after it: what came of it is in that observation
             waiting, self._open = self._open, None
             self._apply(waiting.situation, waiting.decision, (), None)
+        if each.decided and each.observation() is None:  # a rollback: what is left of it, its request still says
+            self._knowledge = rounds.undone(self._knowledge, each.round, each.time_s, self._tuning)
+            return
         situation, decision = _told(each, view)
         reflexes, outcomes, answers = each.reflexes(), each.outcomes(), each.answers()
         if situation is None:

@@ -40,6 +40,7 @@ from controller.probing import epsilon, forced_probe
 from controller.reflex import freeze, react
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
+    HOLD,
     Action,
     ClusterRoom,
     KnobOutcome,
@@ -65,6 +66,7 @@ __all__ = [
     "restore",
     "stored",
     "take_in",
+    "undone",
 ]
 
 _RATIO_WEIGHT = 0.2
@@ -378,3 +380,21 @@ def applied(
 def reflexed(knowledge: Knowledge, action: Action, now: float, tuning: Tuning) -> Knowledge:
     """After the reflex acted: downward steps are frozen for a while."""
     return replace(knowledge, learned=freeze(knowledge.learned, now, tuning)) if action else knowledge
+
+
+def undone(knowledge: Knowledge, number: int, time_s: float, tuning: Tuning) -> Knowledge:
+    """After a rollback: it counts as a round, and nobody will see how the one before it would have ended.
+
+    Nothing falls for a while, and the window it fell into is not measured by: knobs have moved in it.
+
+    Args:
+        knowledge: Of before.
+        number: Of its round.
+        time_s: When it was carried out, world time, seconds.
+        tuning: As always.
+    """
+    learned = freeze(knowledge.learned, time_s, tuning)
+    return replace(
+        knowledge,
+        learned=replace(learned, round=max(learned.round, number + 1), pending=None, last_action=HOLD),
+    )

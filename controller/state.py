@@ -25,6 +25,7 @@ __all__ = [
     "NodeRoom",
     "Observation",
     "PipelineView",
+    "Rollback",
     "StageDelta",
     "StageGauge",
     "StageObservation",
@@ -81,6 +82,22 @@ class StageView:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """Allocations that somebody wants to have again, and to keep for a while."""
+
+    at: str
+    """When it was asked for; tells one request from another."""
+    round: int
+    """The round that is undone."""
+    until_s: float | None
+    """World time until which nothing else is applied, seconds; None: until the request is taken back."""
+    stages: Mapping[str, Allocation]
+    """What is wanted; the memory in it is what the stage has."""
+    done: bool = False
+    """It was carried out; what is left is to keep it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineView:
     """What is fixed about a pipeline between two rounds; the stages stand in topological order."""
 
@@ -94,6 +111,15 @@ class PipelineView:
     """Cap of the projected cost, $/h; also the scale of the reward's cost term."""
     preference: float = 0.85
     """Fraction of the SLO that predicted P99 may use."""
+    rollback: Rollback | None = None
+
+    def held(self, now: float) -> bool:
+        """A rollback is to be kept: nothing else is applied.
+
+        Args:
+            now: World time, seconds.
+        """
+        return self.rollback is not None and (self.rollback.until_s is None or now < self.rollback.until_s)
 
     def stage(self, name: str) -> StageView | None:
         """The stage of this name, None if there is none."""

@@ -15,6 +15,7 @@ from controller.journal import RoundReport
 from controller.llm.settings import ModelSettings
 from controller.memory.mirror import MirroredMemory
 from controller.metrics import ControllerMetrics
+from controller.rollback import POLICY, kept
 from controller.state import Action, PipelineView
 from controller.worlds.kubernetes import COMPONENT, KubernetesWorld
 from controller.worlds.wishing import change_status
@@ -31,6 +32,7 @@ from sair.pipeline import (
     Decision,
     Pipeline,
     PipelineStatus,
+    RollbackStatus,
     StageStatus,
     with_condition,
 )
@@ -154,6 +156,7 @@ class StatusWriter:
             # As it is now; the round may have begun under another one.
             mode=found.view.mode,
             last_decision=last,
+            rollback=_rollback(report, current),
             conditions=self._conditions(report, found, current),
         )
 
@@ -196,7 +199,9 @@ class StatusWriter:
             )
             conditions = with_condition(conditions, new)
 
-        set_to("MetricsAvailable", *judged.metrics(report))
+        # A rollback looks at no metrics.
+        if report.observation is not None or report.decision is None:
+            set_to("MetricsAvailable", *judged.metrics(report))
         set_to("MemoryAvailable", *judged.memory(self._memory.standing(report.view.key)))
         if not self._model.configured:
             set_to("LLMReady", False, "NotConfigured", "the built-in policy decides")
@@ -214,7 +219,10 @@ class StatusWriter:
         if drift is not None:
             set_to("ModelDrift", *drift)
         paused = "Conflict" if found.conflicts and found.view.mode == "recommend" else _PAUSED[found.view.mode]
-        set_to("Paused", found.view.mode != "auto", paused)
+        if found.view.mode == "auto" and _keeps(report, found, self._world.clock.now()):
+            set_to("Paused", True, "RolledBack", kept(found.view))
+        else:
+            set_to("Paused", found.view.mode != "auto", paused)
         conflicts = "; ".join(found.conflicts)
         set_to("Conflict", bool(conflicts), "Conflicting" if conflicts else "None", conflicts)
         return conditions
@@ -224,6 +232,10 @@ class StatusWriter:
             note = _said(f"round {report.round} by {report.decision.policy}: {report.decision.action}")
             reason = "Scaled" if report.view.mode == "auto" else "Recommended"
             self._recorder.record(reference, reason, note, action="Scaling")
+        refused = [each for each in report.decision.verdicts if each.outcome == "rejected"] if report.decision else []
+        if refused and report.decision is not None and report.decision.policy == POLICY:
+            note = _said("; ".join(f"{each.rule}: {each.reason}" for each in refused))
+            self._recorder.record(reference, "RollbackRefused", note, action="Scaling", severity="Warning")
         if report.limited:
             self._recorder.record(
                 reference, "ScalingLimited", _said(report.limited), action="Scaling", severity="Warning"
@@ -233,6 +245,22 @@ class StatusWriter:
             self._recorder.record(reference, "ModelDrift", drift.message, action="Scaling", severity="Warning")
         if report.decision is None and report.view.mode != "off":
             self._recorder.record(reference, "Held", _said(report.problem), action="Scaling", severity="Warning")
+
+
+def _rollback(report: RoundReport, current: Pipeline) -> RollbackStatus | None:
+    """What became of the request that stands there now."""
+    wanted = current.spec.rollback
+    known = [each for each in (report.rollback, current.status.rollback) if each is not None]
+    return next((_shortened(each) for each in known if wanted is not None and each.at == wanted.at), None)
+
+
+def _shortened(answer: RollbackStatus) -> RollbackStatus:
+    return msgspec.structs.replace(answer, message=_said(answer.message))
+
+
+def _keeps(report: RoundReport, found: Found, now: float) -> bool:
+    """A rollback holds everything else; one that was just refused does not."""
+    return found.view.held(now) and not (report.rollback is not None and report.rollback.outcome == "Refused")
 
 
 def _with_rises(status: PipelineStatus, decision: KnownDecision) -> PipelineStatus:

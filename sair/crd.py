@@ -69,6 +69,20 @@ def _spec() -> dict[str, Any]:
     }
     ordered = "!has(self.replicasMin) || !has(self.replicasMax) || self.replicasMin <= self.replicasMax"
     rules = [{"rule": ordered, "message": "replicasMin must not exceed replicasMax"}]
+    again = {"name": _LABEL, "replicas": _COUNT, "cpu": _QUANTITY, "gpuRate": _RATE}
+    stages = {
+        "type": "array",
+        "maxItems": 64,
+        "items": _object(again, required=("name", "replicas", "cpu")),
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["name"],
+    }
+    rollback = {
+        "at": _TIME | _described("When it was asked for; tells one request from another."),
+        "round": _COUNT | _described("The round that is undone."),
+        "until": _TIME | _described("Until when nothing else is applied; absent: until the request is taken back."),
+        "stages": stages,
+    }
     return _object(
         {
             "sloP99": {
@@ -101,6 +115,11 @@ def _spec() -> dict[str, Any]:
                 "additionalProperties": _object(bounds, extra={"x-kubernetes-validations": rules}),
                 **_described("Limits of the stages' knobs, by stage name."),
             },
+            "rollback": _object(
+                rollback,
+                required=("at", "round", "stages"),
+                extra=_described("Allocations to have again and to keep; sair rollback writes it."),
+            ),
         },
         extra={"description": "What the user wants. Every field goes before what the stages' annotations say."},
     )
@@ -121,6 +140,12 @@ def _status() -> dict[str, Any]:
         "queueDepth": _NUMBER,
     }
     decision = {"round": _COUNT, "time": _TIME, "policy": _TEXT, "action": _TEXT, "reason": _TEXT}
+    rollback = {
+        "at": _TIME,
+        "outcome": {"type": "string", "enum": ["Done", "Partly", "Refused"]},
+        "round": _COUNT,
+        "message": _TEXT,
+    }
     condition = {
         "type": {"type": "string", "enum": list(CONDITION_TYPES)},
         "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
@@ -146,6 +171,7 @@ def _status() -> dict[str, Any]:
             "costPerHour": _NUMBER,
             "mode": {"type": "string", "enum": list(MODES)},
             "lastDecision": _object(decision, required=("round", "time", "policy", "action")),
+            "rollback": _object(rollback, required=("at", "outcome", "round")),
             "conditions": {
                 "type": "array",
                 "maxItems": 16,

@@ -28,6 +28,9 @@ __all__ = [
     "Pipeline",
     "PipelineSpec",
     "PipelineStatus",
+    "Rollback",
+    "RollbackStage",
+    "RollbackStatus",
     "StageBounds",
     "StageStatus",
     "parse_pipeline",
@@ -72,6 +75,29 @@ class StageBounds(_Raw, frozen=True, kw_only=True):
     cpu_max: str | None = None
 
 
+class RollbackStage(_Raw, frozen=True, kw_only=True):
+    """What one stage is to have again."""
+
+    name: str
+    replicas: int
+    cpu: str
+    """Request of each replica."""
+    gpu_rate: str | None = None
+    """Share per replica; absent for a stage that had none."""
+
+
+class Rollback(_Raw, frozen=True, kw_only=True):
+    """A request to have earlier allocations again and to keep them; ``sair rollback --apply`` writes it."""
+
+    at: str
+    """When it was asked for; tells one request from another."""
+    round: int
+    """The round that is undone, for people: what is to be had again stands in ``stages``."""
+    until: str | None = None
+    """Until when nothing else is applied; absent: until the request is taken back."""
+    stages: tuple[RollbackStage, ...] = ()
+
+
 class PipelineSpec(_Raw, frozen=True, kw_only=True):
     """What the user wants; every field is optional and goes before what the stages' annotations say."""
 
@@ -83,6 +109,7 @@ class PipelineSpec(_Raw, frozen=True, kw_only=True):
     preference: float | None = None
     """Fraction of the SLO that the predicted P99 may use, (0, 1]: low = fast and dear, high = cheap. Default 0.85."""
     bounds: dict[str, StageBounds] = {}
+    rollback: Rollback | None = None
 
 
 class StageStatus(_Raw, frozen=True, kw_only=True):
@@ -110,7 +137,7 @@ class Decision(_Raw, frozen=True, kw_only=True):
     round: int
     time: str
     policy: str
-    """Who decided: llm, in-context, hold, probe, reflex."""
+    """Who decided: llm, in-context, hold, probe, reflex, rollback."""
     action: str
     reason: str = ""
 
@@ -126,6 +153,18 @@ class Condition(_Raw, frozen=True, kw_only=True):
     observed_generation: int | None = None
 
 
+class RollbackStatus(_Raw, frozen=True, kw_only=True):
+    """What became of the request in ``spec.rollback``."""
+
+    at: str
+    """Of the request."""
+    outcome: Literal["Done", "Partly", "Refused"]
+    """Partly: the cluster did not grant all of it (yet). Refused: nothing was changed, and nothing is held."""
+    round: int
+    """As which round it stands in the journal."""
+    message: str = ""
+
+
 class PipelineStatus(_Raw, frozen=True, kw_only=True):
     """What is; written by the controller alone."""
 
@@ -138,6 +177,7 @@ class PipelineStatus(_Raw, frozen=True, kw_only=True):
     cost_per_hour: float | None = None
     mode: Mode | None = None
     last_decision: Decision | None = None
+    rollback: RollbackStatus | None = None
     conditions: tuple[Condition, ...] = ()
 
     def stage(self, name: str) -> StageStatus | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
@@ -17,9 +18,11 @@ __all__ = [
     "cpu_limit_beside",
     "format_memory",
     "format_millicores",
+    "format_moment",
     "parse_cpu",
     "parse_duration",
     "parse_memory",
+    "parse_moment",
     "parse_quantity",
 ]
 
@@ -154,6 +157,27 @@ def parse_duration(text: str, *, field: str = "duration") -> float:
     if not match or float(match[1]) == 0:
         raise InvalidInput(field, text, "a positive duration with its unit: ms, s, m or h, such as 250ms")
     return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_moment(text: str, *, field: str = "time") -> float:
+    """Parse a moment as Kubernetes writes them, such as ``2026-03-01T03:00:00Z``, into Unix seconds.
+
+    Raises:
+        InvalidInput: Naming ``field`` if it is anything else, or has no offset from UTC.
+    """
+    allowed = "a moment such as 2026-03-01T03:00:00Z"
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidInput(field, text, allowed) from error
+    if moment.tzinfo is None:
+        raise InvalidInput(field, text, allowed)
+    return moment.timestamp()
+
+
+def format_moment(seconds: float) -> str:
+    """Write Unix seconds as Kubernetes does, with milliseconds."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def format_memory(memory: Mebibytes) -> str:

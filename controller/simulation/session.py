@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from controller.llm.policy import LlmPolicy
-from controller.loop import PipelineLoop, Watcher
+from controller.loop import PipelineLoop
 from controller.memory.mirror import MirroredMemory
 from controller.simulation.baselines.runner import Run, drain
 from controller.simulation.pipelines import PipelineSetup
@@ -15,6 +15,7 @@ from controller.simulation.recording import Recorder
 from controller.simulation.statistics import summarise
 from controller.simulation.workloads import RateSeries, draw_arrivals
 from controller.tuning import Tuning
+from controller.watcher import Watcher
 from controller.worlds.simulated import Pace, SimulatedWorld
 
 __all__ = ["Scenario", "run_sair"]

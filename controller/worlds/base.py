@@ -30,8 +30,8 @@ class World(Protocol):
         """The world's time."""
         ...
 
-    async def pipelines(self) -> Sequence[PipelineView]:
-        """All pipelines there are now.
+    async def view(self, key: str) -> PipelineView | None:
+        """What is fixed about a pipeline, as it is now; None if there is no such pipeline.
 
         Raises:
             ApiUnavailable: If that cannot be known now.

@@ -111,9 +111,10 @@ class KubernetesWorld:
             self._found = copies, self._discovery.discover(workloads, pipelines, self._watching.owners(), unreadable)
         return self._found[1]
 
-    async def pipelines(self) -> Sequence[PipelineView]:
-        """All pipelines there are now."""
-        return [found.view for found in self.found().values()]
+    async def view(self, key: str) -> PipelineView | None:
+        """One pipeline as it is now, None if it is gone."""
+        found = self.found().get(key)
+        return found.view if found else None
 
     async def observe(self, key: str, window_s: float) -> Observation:
         """One pipeline over the last ``window_s`` seconds, from a scrape made now and those before it."""

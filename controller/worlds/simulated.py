@@ -218,14 +218,14 @@ class SimulatedWorld:
         if self._in(self._faults.metrics_down) is not None:
             raise MetricsUnavailable(f"{key}: no stage answers the scrape")
 
-    async def pipelines(self) -> Sequence[PipelineView]:
-        """All pipelines.
+    async def view(self, key: str) -> PipelineView | None:
+        """One pipeline.
 
         Raises:
             ApiUnavailable: In a stretch of ``api_down``.
         """
         self._need_api()
-        return [plant.view for plant in self.plants.values()]
+        return self.plants[key].view if key in self.plants else None
 
     async def observe(self, key: str, window_s: float) -> Observation:
         """One pipeline over the last ``window_s`` seconds; the arrivals' peak counts since the round before.

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from controller.cluster import ScaleTarget, Workload
 from controller.discovery import Discovery, Found, discover
 from sair.pipeline import Pipeline, parse_pipeline
+from sair.quantities import GpuRate, parse_moment
 from tests.controller.workloads import workload
 
 
@@ -224,3 +225,57 @@ def test_what_did_not_change_is_not_worked_out_again_and_what_did_is() -> None:
     assert owned["default/else"].conflicts
     assert discovery.discover([first], pipelines).keys() == {"default/shop"}
     assert not discovery.discover([first, second], pipelines)["default/else"].conflicts
+
+
+ASKED = {
+    "at": "2026-03-01T03:10:00Z",
+    "round": 41,
+    "until": "2026-03-01T04:10:00Z",
+    "stages": [
+        {"name": "infer", "replicas": 2, "cpu": "1500m", "gpuRate": "0.3"},
+        {"name": "gone", "replicas": 1, "cpu": "1"},
+    ],
+}
+
+
+def test_a_rollback_that_is_asked_for_is_read_for_the_stages_there_are_and_held_until_it_ends() -> None:
+    view = found(stage("infer", gpu_rate="0.5"), pipelines=pipeline(rollback=ASKED)).view
+    request = view.rollback
+    assert request is not None
+    assert (request.round, request.done, list(request.stages)) == (41, False, ["infer"])
+    assert (request.stages["infer"].cpu, request.stages["infer"].gpu_rate) == (1500, GpuRate(300))
+    until_s = parse_moment(ASKED["until"])  # type: ignore[arg-type]  # a text among others
+    assert view.held(until_s - 1)
+    assert not view.held(until_s)
+    forever = {name: value for name, value in ASKED.items() if name != "until"}
+    assert found(stage("infer"), pipelines=pipeline(rollback=forever)).view.held(1e12)
+
+
+@pytest.mark.parametrize(
+    ("at", "outcome", "done"),
+    [
+        (ASKED["at"], "Done", True),
+        (ASKED["at"], "Partly", True),
+        (ASKED["at"], "Refused", None),
+        ("2026-02-28T00:00:00Z", "Refused", False),
+    ],
+)
+def test_what_became_of_a_rollback_stands_in_the_status(at: str, outcome: str, done: bool | None) -> None:
+    status = {"rollback": {"at": at, "outcome": outcome, "round": 57}}
+    request = found(stage("infer"), pipelines=pipeline(status, rollback=ASKED)).view.rollback
+    assert (None if request is None else request.done) is done
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"until": "2026-03-01T04:10:00"}, "until"),
+        ({"stages": [{"name": "infer", "replicas": 1, "cpu": "0"}]}, "stages[infer].cpu"),
+        ({"stages": [{"name": "infer", "replicas": 1, "cpu": "1", "gpuRate": "0.0"}]}, "stages[infer].gpuRate"),
+    ],
+)
+def test_a_rollback_that_makes_no_sense_is_a_conflict_that_names_the_field(wrong: dict[str, Any], says: str) -> None:
+    seen = found(stage("infer"), pipelines=pipeline(rollback={**ASKED, **wrong}))
+    assert seen.view.mode == "recommend"
+    assert seen.view.rollback is None
+    assert seen.conflicts[0].startswith(f"spec.rollback: {says}")

@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 
 from controller.explain import explain
 from controller.memory.store import Store
+from controller.recorded import RecordedRound
 from tests.controller.histories import KEY, history, recorded_run
 
 
@@ -36,6 +38,19 @@ async def test_a_round_without_an_outcome_says_so(store: Store) -> None:
     await recorded_run(store, 100)
     rounds, _ = await history(store)
     assert "How it ended is not known yet" in explain(rounds[-1], KEY)
+    assert "How it ended was not measured" in explain(rounds[-1], KEY, newest=rounds[-1].round + 1)
+
+
+async def test_why_nothing_was_applied_is_told_apart(store: Store) -> None:
+    await recorded_run(store, 100)
+    acting = {**(await history(store))[0][-1].decision, "action": "inference: replicas +1"}
+    for mode, words in (
+        ("recommend", "Applied: nothing, the pipeline was in mode recommend"),
+        ("auto", "Applied: no record; the controller stopped before it was done"),
+    ):
+        view = json.dumps({**json.loads(acting["view_json"]), "mode": mode})
+        recorded = RecordedRound("k", "1-0", 3, {**acting, "view_json": view})
+        assert words in explain(recorded, KEY)
 
 
 async def test_what_a_guardrail_refused_and_what_was_not_granted_is_told(store: Store) -> None:
@@ -56,7 +71,7 @@ async def test_what_a_guardrail_refused_and_what_was_not_granted_is_told(store: 
     lines = explain(changed, KEY)
     assert "  safe descent refused it: P99 is above the SLO" in lines
     assert "What was left of it: hold" in lines
-    assert "  inference gpu_rate 500: refused in part or whole, 300 granted, because no card has room" in lines
+    assert "  inference gpu_rate 0.5: refused in part or whole, 0.3 granted, because no card has room" in lines
 
 
 async def test_a_round_without_metrics_says_why_nothing_was_decided(store: Store) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from pathlib import Path
 
 import typer
@@ -6,6 +7,7 @@ from typer.testing import CliRunner, Result
 
 from controller.journal_command import explain, replay
 from controller.memory.command import app as memory
+from controller.memory.keys import Keys
 from controller.memory.store import Store
 from controller.rollback_command import rollback
 from tests.controller.histories import KEY, history, recorded_run
@@ -45,17 +47,81 @@ async def test_a_history_is_explained_and_replayed_from_redis_and_from_a_file_al
 async def test_what_cannot_be_told_is_one_line(store: Store, redis_url: str, tmp_path: Path) -> None:
     await recorded_run(store, 130)
     for command, words in (
-        (("explain", "no/such"), "the journal of no/such is empty"),
+        (("explain", "no/such"), f"Redis has nothing about no/such; it knows {KEY}"),
+        (("replay", KEY.split("/")[1]), f"; it knows {KEY}"),
         (("explain", KEY, "77"), "the journal has no round 77; it has 0 to 3"),
         (("replay", KEY, "--policy", "magic"), "in-context or hold"),
         (("replay", KEY, "--set", "magic=1"), "a parameter such as"),
+        (
+            ("replay", KEY, "--set", "caution=abc"),
+            "'caution=abc' is not allowed; expected a value of the parameter's type",
+        ),
         (("replay", KEY, "--from-file", str(tmp_path / "none")), "No such file"),
         (("rollback", KEY, "77"), "has no round 77"),
+        (("rollback", KEY), "the round to undo"),
+        (("rollback", KEY, "1", "--hold", "soon"), "--hold"),
     ):
         done = await sair(*command, "--redis-url", redis_url)
         assert (done.exit_code, done.stdout) == (2, "")
         assert done.stderr.count("\n") == 1
         assert words in done.stderr
+
+
+async def test_an_export_without_the_pipeline_names_those_it_has(store: Store, redis_url: str, tmp_path: Path) -> None:
+    await recorded_run(store, 100)
+    file = tmp_path / "memory.jsonl"
+    await asyncio.to_thread(CliRunner().invoke, memory, ["export", "-o", str(file), "--redis-url", redis_url])
+    done = await sair("explain", "no/such", "--from-file", str(file))
+    assert (done.exit_code, done.stderr) == (2, f"sair: memory.jsonl has nothing about no/such; it knows {KEY}\n")
+
+
+async def test_a_pipeline_whose_first_round_is_not_over_and_a_redis_with_none_are_told_apart(
+    store: Store, redis_url: str
+) -> None:
+    assert "it knows no pipeline yet" in (await sair("explain", "a/b", "--redis-url", redis_url)).stderr
+    await store.client.hset("sair:{a/b}:controller", "round", "0")
+    assert "the journal of a/b is empty" in (await sair("explain", "a/b", "--redis-url", redis_url)).stderr
+
+
+async def test_a_record_that_cannot_be_read_is_named_beside_what_can_be_told(store: Store, redis_url: str) -> None:
+    await recorded_run(store, 130)
+    key = Keys(KEY).decisions
+    await store.client.xadd(key, {"kind": "decision", "round": "4x"})
+    done = await sair("explain", KEY, "--redis-url", redis_url)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("Round 3 of")
+    assert done.stderr.startswith(f"unreadable: {key}")
+    assert "'4x' is not allowed; expected a whole number of rounds" in done.stderr
+    await store.client.delete(key)
+    await store.client.xadd(key, {"kind": "nonsense", "round": "4"})
+    done = await sair("explain", KEY, "--redis-url", redis_url)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"no round of {KEY} can be read: {key}" in done.stderr
+
+
+async def test_a_rollback_to_a_round_whose_record_is_damaged_or_held_says_which(store: Store, redis_url: str) -> None:
+    await recorded_run(store, 130)
+    for number, fields, words in (
+        ("4", {"before_json": "{"}, "before_json"),
+        ("5", {"problem": "held: no scrape"}, "round 5 was not decided (held: no scrape)"),
+    ):
+        await store.append_decision(KEY, {"kind": "decision", "round": number, **fields})
+        done = await sair("rollback", KEY, number, "--redis-url", redis_url)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert words in done.stderr
+
+
+async def test_a_plan_that_would_be_refused_says_why(store: Store, redis_url: str) -> None:
+    await recorded_run(store, 130)
+    wild = {"inference": {"replicas": 400, "cpu_m": 500, "memory_mi": 4096, "gpu_milli": 300}}
+    newest = (await history(store))[0][-1].decision
+    await store.append_decision(KEY, {**newest, "round": "4", "before_json": json.dumps(wild)})
+    done = await sair("rollback", KEY, "4", "--redis-url", redis_url)
+    assert done.exit_code == 2
+    assert "→ 400" in done.stdout
+    assert "nothing was changed" not in done.stdout
+    assert "it would be refused: bounds: inference replicas 400 is outside its bounds" in done.stderr
+    assert "over the budget" in done.stderr
 
 
 async def test_a_rollback_is_a_plan_until_it_is_told_to_act(store: Store, redis_url: str) -> None:

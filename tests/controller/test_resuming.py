@@ -415,3 +415,31 @@ async def test_a_controller_that_starts_without_redis_does_not_write_over_what_r
         frontier = await run.store.client.hgetall(f"sair:{{{KEY}}}:frontier")
         assert {name.split("-")[1] for name in frontier} == {"w1", "w2"}
         await run.close()
+
+
+async def test_wherever_a_successor_dies_in_taking_over_the_one_after_it_finishes_the_round_once(
+    redis_url: str, store: Store
+) -> None:
+    whole = await dead_in(redis_url, 1)
+    counted = Cut(whole.loop.recall(whole.view), None)
+    await counted.run()
+    await whole.rounds(1)
+    expected, applied = await learned(store), whole.wished
+    assert counted.waits >= 4
+    await whole.close()
+    for at in range(1, counted.waits + 1):
+        await store.client.flushall()
+        run = await dead_in(redis_url, 1)
+        with contextlib.suppress(Killed):
+            await Cut(run.loop.recall(run.view), at).run()
+        await run.store.close()
+        run.take_office()
+        await run.recall()
+        await run.rounds(1)
+        kinds = await told(store)
+        assert kinds["decision"] == Counter(range(4)), f"killed at wait {at}"
+        assert kinds["applied"] == Counter([1, 2]), f"killed at wait {at}"
+        assert kinds["concluded"] == Counter(range(3)), f"killed at wait {at}"
+        assert await learned(store) == expected, f"killed at wait {at}"
+        assert run.wished == applied, f"killed at wait {at}"
+        await run.close()

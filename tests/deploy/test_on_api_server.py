@@ -318,7 +318,17 @@ class TestAPipeline:
         finally:
             installed.run_kubectl("delete", "pipeline", "shown", "--namespace=default")
 
-    @pytest.mark.parametrize("spec", [{"mode": "fast"}, {"sloP99": "soon"}, {"budgetPerHour": 0}, {"preference": 2}])
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            {"mode": "fast"},
+            {"sloP99": "soon"},
+            {"budgetPerHour": 0},
+            {"preference": 2},
+            {"rollback": {"at": "2026-03-01T03:00:00Z", "round": 1}},
+            {"rollback": {"at": "yesterday", "round": 1, "stages": []}},
+        ],
+    )
     def test_of_another_shape_is_refused(self, installed: ControlPlane, spec: dict[str, Any]) -> None:
         body = {"apiVersion": "sair.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "wrong"}, "spec": spec}
         with pytest.raises(ClusterError, match=f"spec.{next(iter(spec))}"):

@@ -9,9 +9,11 @@ from sair.quantities import (
     GpuRate,
     Millicores,
     format_millicores,
+    format_moment,
     parse_cpu,
     parse_duration,
     parse_memory,
+    parse_moment,
     parse_quantity,
 )
 
@@ -91,3 +93,14 @@ def test_durations_carry_their_unit(text: str, seconds: float) -> None:
 def test_a_duration_without_a_proper_unit_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"sair\.dev/slo-p99"):
         parse_duration(text, field="sair.dev/slo-p99")
+
+
+@given(st.integers(0, 4_000_000_000_000))
+def test_a_moment_survives_being_written_and_read(milliseconds: int) -> None:
+    assert round(parse_moment(format_moment(milliseconds / 1000)) * 1000) == milliseconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2026-03-01T03:00:00", "2026-13-01T03:00:00Z"])
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="until"):
+        parse_moment(text, field="until")

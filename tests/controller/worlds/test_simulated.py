@@ -24,7 +24,9 @@ def world(**options: object) -> SimulatedWorld:
 
 async def test_it_is_a_world() -> None:
     one: World = world()
-    (view,) = await one.pipelines()
+    view = await one.view(KEY)
+    assert view is not None
+    assert await one.view("no/such") is None
     assert (view.key, [stage.name for stage in view.stages]) == (KEY, ["pre", "inf"])
     assert view.stages[1].uses_gpu
     assert (await one.room(KEY)).nodes[0].gpus[0].held == {"inf": 1}
@@ -149,7 +151,7 @@ async def test_faults_are_what_a_cluster_would_raise() -> None:
     stale = await one.observe(KEY, 15)
     assert (stale.time_s, stale.age_s) == (fresh.time_s, 30)
     await one.clock.sleep(16)
-    for call in (one.pipelines(), one.room(KEY), one.apply(KEY, {"pre": cpu(2)}, reason="")):
+    for call in (one.view(KEY), one.room(KEY), one.apply(KEY, {"pre": cpu(2)}, reason="")):
         with pytest.raises(ApiUnavailable):
             await call
     assert (await one.observe(KEY, 15)).allocations["pre"] == cpu()
