@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from sair.annotations import (
@@ -91,6 +92,8 @@ class PodState:
     """CPU limit of the chosen container."""
     container_has: Millicores | None
     """What the node has really given the chosen container; None before the node says."""
+    began_s: float | None = None
+    """When the chosen container was started last, Unix seconds; None while it does not run."""
     resize_problem: str = ""
     """Why the node cannot do a resize that was asked for, now or ever."""
     pipeline: str | None = None
@@ -174,6 +177,7 @@ def parse_pod(raw: Mapping[str, Any]) -> PodState:
             spec = parse_stage(annotations)
     granted, gpu_index = _grant(annotations)
     chosen = _chosen(containers, spec)
+    status = _status(raw, str(chosen.get("name", "")))
     phase = field(raw, "status", "phase", default="Pending")
     occupies = phase not in ("Succeeded", "Failed")
     cpu, memory = _requests(field(raw, "spec", default={}))
@@ -191,7 +195,8 @@ def parse_pod(raw: Mapping[str, Any]) -> PodState:
         container=str(chosen.get("name", "")),
         container_cpu=_cpu(chosen) or _DEFAULT_CPU,
         container_limit=_millicores(field(chosen, "resources", "limits", "cpu")),
-        container_has=_given(raw, str(chosen.get("name", ""))),
+        container_has=_cpu(status),
+        began_s=_began(status),
         resize_problem=_resize_problem(raw),
         pipeline=f"{namespace}/{spec.pipeline}" if spec else None,
         stage=spec.stage if spec else None,
@@ -287,10 +292,14 @@ def _resize_problem(raw: Mapping[str, Any]) -> str:
     return f"{pending.get('reason', 'Pending')}: {pending.get('message', 'the node has not resized the pod')}"
 
 
-def _given(raw: Mapping[str, Any], container: str) -> Millicores | None:
-    for status in field(raw, "status", "containerStatuses", default=[]):
-        if status.get("name") == container:
-            return _cpu(status)
+def _status(raw: Mapping[str, Any], container: str) -> Mapping[str, Any]:
+    statuses: Sequence[Mapping[str, Any]] = field(raw, "status", "containerStatuses", default=[])
+    return next((one for one in statuses if one.get("name") == container), {})
+
+
+def _began(status: Mapping[str, Any]) -> float | None:
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(str(field(status, "state", "running", "startedAt", default=""))).timestamp()
     return None
 
 

@@ -64,4 +64,4 @@ class Scraper:
             return
         if self.problems.pop(target.key, None) is not None:
             _log.info("a pod's metrics are back", pod=target.key)
-        self.series.setdefault(target.key, PodSeries()).append(scrape)
+        self.series.setdefault(target.key, PodSeries()).append(scrape, target.began_s)

@@ -241,7 +241,7 @@ class KubernetesWorld:
                 series = self._scraper.series.get(pod.key)
                 fresh = series is not None and series.last is not None and now - series.last.time_s < _FRESH_S
                 if pod.host and pod.spec and not fresh:
-                    targets.append(Target(pod.key, pod.host, pod.spec.metrics))
+                    targets.append(Target(pod.key, pod.host, pod.spec.metrics, pod.began_s))
         await self._scraper.scrape(targets)
 
     def _series(self, stage: Standing) -> dict[str, PodSeries]:
