@@ -64,6 +64,8 @@ class Workload:
     """Why its annotations cannot be used."""
     meant: str = ""
     """``namespace/name`` of the pipeline it names, even if the rest of its annotations cannot be used."""
+    failure: str = ""
+    """Why pods of it cannot be created now: a quota, an admission policy. Only Deployments say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class PodState:
     """When the chosen container was started last, Unix seconds; None while it does not run."""
     resize_problem: str = ""
     """Why the node cannot do a resize that was asked for, now or ever."""
+    unplaced: str = ""
+    """Why the scheduler has put it on no node so far; empty before it has tried."""
     pipeline: str | None = None
     """``namespace/name``."""
     stage: str | None = None
@@ -160,6 +164,7 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
         spec=spec,
         problem=problem,
         meant=meant,
+        failure=_reason(_condition(raw, "ReplicaFailure"), "True"),
     )
 
 
@@ -197,7 +202,8 @@ def parse_pod(raw: Mapping[str, Any]) -> PodState:
         container_limit=_millicores(field(chosen, "resources", "limits", "cpu")),
         container_has=_cpu(status),
         began_s=_began(status),
-        resize_problem=_resize_problem(raw),
+        resize_problem=_reason(_condition(raw, "PodResizePending"), "True"),
+        unplaced="" if field(raw, "spec", "nodeName") else _reason(_condition(raw, "PodScheduled"), "False"),
         pipeline=f"{namespace}/{spec.pipeline}" if spec else None,
         stage=spec.stage if spec else None,
         spec=spec,
@@ -285,11 +291,11 @@ def _condition(raw: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((one for one in conditions if one.get("type") == kind), {})
 
 
-def _resize_problem(raw: Mapping[str, Any]) -> str:
-    pending = _condition(raw, "PodResizePending")
-    if pending.get("status") != "True":
+def _reason(condition: Mapping[str, Any], status: str) -> str:
+    """Reason and message of a condition that has this status; empty if it has another one."""
+    if condition.get("status") != status:
         return ""
-    return f"{pending.get('reason', 'Pending')}: {pending.get('message', 'the node has not resized the pod')}"
+    return f"{condition.get('reason') or condition.get('type')}: {condition.get('message') or 'no message'}"
 
 
 def _status(raw: Mapping[str, Any], container: str) -> Mapping[str, Any]:
