@@ -192,10 +192,74 @@ def test_a_batch_size_that_cannot_be_is_named(size: str) -> None:
         "sair_stage_arrivals_total\t5 \r",
         'sair_stage_arrivals_total{ route = "x" } 5',
         "sair_stage_arrivals_total 5e0",
+        "sair_stage_arrivals_total +5",
+        "sair_stage_arrivals_total 5 1700000000.123",
+        'sair_stage_arrivals_total{route="c"} 5 # {trace_id="a b"} 0.5',
+        'sair_stage_arrivals_total{route="c"} 5 1.5 # {trace_id="}",x="\\"} 9"} 0.5 1.25',
+        'sair_stage_arrivals_total{route="größe/日本"} 5',
+        'sair_stage_arrivals_total{"http.route"="/x"} 5',
     ],
 )
 def test_samples_are_read_however_the_format_lets_them_be_written(line: str) -> None:
     assert arrived(read(HONEST + line + "\n")) == 125.0
+
+
+def test_openmetrics_is_read_as_well_with_exemplars_times_and_when_each_counter_began() -> None:
+    text = """\
+# TYPE sair_stage_queue_depth gauge
+# UNIT sair_stage_queue_depth requests
+sair_stage_queue_depth 3 1700000000.5
+# TYPE sair_stage_arrivals counter
+sair_stage_arrivals_total{route="a"} 100 1700000000.5 # {trace_id="4bf92f"} 1 1700000000.1
+sair_stage_arrivals_created{route="a"} 1700000000.0
+# TYPE sair_stage_latency_seconds histogram
+sair_stage_latency_seconds_bucket{le="0.1"} 50 # {trace_id="4bf92f"} 0.07
+sair_stage_latency_seconds_bucket{le="+Inf"} 100 # {trace_id="4bf930"} 3.0 1700000000.1
+sair_stage_latency_seconds_sum 30.5
+sair_stage_latency_seconds_count 100
+sair_stage_latency_seconds_created 1700000000.0
+# EOF
+"""
+    seen = read(text)
+    assert (seen.queue, arrived(seen)) == (3.0, 100.0)
+    assert seen.latency == {(): Histogram((0.1, math.inf), (50.0, 100.0))}
+    # Before its first request: OpenMetrics declares a counter without the suffix of its samples.
+    assert read("\n".join(line for line in text.splitlines() if "arrivals_" not in line)).arrivals == {}
+    with pytest.raises(MetricError, match="sair_stage_arrivals_total"):
+        read("\n".join(line for line in text.splitlines() if "arrivals" not in line))
+
+
+def test_of_a_series_that_is_there_twice_the_first_sample_counts() -> None:
+    assert arrived(read(HONEST + 'sair_stage_arrivals_total{route="a"} 1000000\n')) == 120.0
+    assert read(HONEST + "sair_stage_queue_depth 1000\n").queue == 3.0
+    again = 'sair_stage_latency_seconds_bucket{le="1"} 95\nsair_stage_latency_seconds_bucket{le="+Inf"} 1000\n'
+    assert read(HONEST + again) == read(HONEST)
+    order = 'sair_stage_arrivals_total{a="1",b="2"} 5\nsair_stage_arrivals_total{b="2",a="1"} 7\n'
+    assert arrived(read(HONEST + order)) == 125.0, "labels in another order are the same series"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sair_stage_arrivals_total" + "{" * 200_000,
+        "sair_stage_arrivals_total{" + 'a="b",' * 100_000,
+        "sair_stage_arrivals_total{" + 'a="' * 100_000,
+        "sair_stage_arrivals_total " + "1" * 200_000,
+        "sair_stage_arrivals_total " + " " * 200_000 + "x",
+        "sair_stage_arrivals_total 1" + "_0" * 10,
+        "sair_stage_arrivals_total 1e999",
+        "sair_stage_arrivals_total --1",
+    ],
+    ids=["braces", "labels", "quotes", "digits", "blanks", "underscores", "beyond all numbers", "signs"],
+)
+def test_a_line_made_to_be_hard_to_read_refuses_the_scrape(line: str) -> None:
+    with pytest.raises(MetricError):
+        read(HONEST + line + "\n")
+
+
+def test_bytes_that_are_no_text_elsewhere_in_the_answer_harm_nothing() -> None:
+    body = b'other_metric{x="\xff\xfe\x00"} 1\n' + HONEST.encode() + b"\x00\x01\n"
+    assert read(body.decode("utf-8", errors="replace")) == read(HONEST)
 
 
 def test_a_name_that_merely_begins_alike_is_another_metric() -> None:
