@@ -51,9 +51,16 @@ _MOST: Final = 1e15
 """No honest counter of ours is larger: 10^15 requests are 30 years at a million a second."""
 MAX_SAMPLES: Final = 5_000
 """Samples of a stage's own metrics that one pod may export."""
+_MAX_LABELS: Final = 2**20
+"""Characters of their labels in all: to read four million of them takes seconds."""
+_MAX_ODD: Final = 2**16
+"""Characters of those samples that only the library can read; four million of them would take it ten seconds."""
 
-_PLAIN: Final = r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?)*)\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)[ \t\r]*$'
-"""What follows the name of a sample as nearly all are: without a time, an exemplar or an escaped character."""
+_PLAIN: Final = (
+    r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?)*)\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)'
+    r"(?:[ \t]+[0-9.eE+-]+)?(?:[ \t]+#[ \t].*|[ \t\r]*)$"
+)
+"""What follows the name of a sample as nearly all are, without an escaped character: labels, value, its time and OpenMetrics' exemplar."""
 _LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*)"', re.ASCII)
 
 
@@ -148,6 +155,9 @@ def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scr
     found = _samples_of(endpoint).findall(text)
     if len(found) > MAX_SAMPLES:
         raise MetricError("exposition", len(found), f"at most {MAX_SAMPLES} samples of a stage's own metrics")
+    length = sum(len(block) for _, block, _, _ in found)
+    if length > _MAX_LABELS:
+        raise MetricError("exposition", length, f"at most {_MAX_LABELS} characters of labels of a stage's own metrics")
     samples = _samples(found)
     for name, shown in needed_of(endpoint):
         # OpenMetrics declares a counter without the suffix that its samples have.
@@ -213,6 +223,9 @@ def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]
             said = _said(_LABEL.findall(block) if block else (), number)
         samples.setdefault(name, []).append(said)
     if others:
+        length = sum(map(len, others))
+        if length > _MAX_ODD:
+            raise MetricError("exposition", length, f"at most {_MAX_ODD} characters of samples with escaped characters")
         try:
             for family in text_string_to_metric_families("\n".join(others) + "\n"):
                 for sample in family.samples:

@@ -246,11 +246,26 @@ def test_of_a_series_that_is_there_twice_the_first_sample_counts() -> None:
         "sair_stage_arrivals_total{" + 'a="' * 100_000,
         "sair_stage_arrivals_total " + "1" * 200_000,
         "sair_stage_arrivals_total " + " " * 200_000 + "x",
+        'sair_stage_arrivals_total{a="' + "\\\\" * 2_000_000 + '"} 1',
+        "sair_stage_arrivals_total{" + 'a="b",' * 600_000 + "} 1",
+        "".join(f'sair_stage_arrivals_total{{a="{n}",b="{"x" * 500}"}} 1\n' for n in range(4_000)),
         "sair_stage_arrivals_total 1" + "_0" * 10,
         "sair_stage_arrivals_total 1e999",
         "sair_stage_arrivals_total --1",
     ],
-    ids=["braces", "labels", "quotes", "digits", "blanks", "underscores", "beyond all numbers", "signs"],
+    ids=[
+        "braces",
+        "labels",
+        "quotes",
+        "digits",
+        "blanks",
+        "escapes",
+        "valid labels",
+        "long values",
+        "underscores",
+        "beyond all numbers",
+        "signs",
+    ],
 )
 def test_a_line_made_to_be_hard_to_read_refuses_the_scrape(line: str) -> None:
     with pytest.raises(MetricError):
