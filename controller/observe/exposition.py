@@ -57,10 +57,10 @@ _MAX_ODD: Final = 2**16
 """Characters of those samples that only the library can read; four million of them would take it ten seconds."""
 
 _PLAIN: Final = (
-    r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?)*)\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)'
+    r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?){0,64})\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)'
     r"(?:[ \t]+[0-9.eE+-]+)?(?:[ \t]+#[ \t].*|[ \t\r]*)$"
 )
-"""What follows the name of a sample as nearly all are, without an escaped character: labels, value, its time and OpenMetrics' exemplar."""
+"""What follows the name of a sample as nearly all are: few labels without escaped characters, the value, its time, an exemplar."""
 _LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*)"', re.ASCII)
 
 
@@ -225,7 +225,11 @@ def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]
     if others:
         length = sum(map(len, others))
         if length > _MAX_ODD:
-            raise MetricError("exposition", length, f"at most {_MAX_ODD} characters of samples with escaped characters")
+            raise MetricError(
+                "exposition",
+                length,
+                f"at most {_MAX_ODD} characters of samples with escaped characters or very many labels",
+            )
         try:
             for family in text_string_to_metric_families("\n".join(others) + "\n"):
                 for sample in family.samples:

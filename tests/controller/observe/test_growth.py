@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.observe.exposition import MAX_SAMPLES, Observed, Scrape, parse_exposition
+from controller.observe.exposition import MAX_SAMPLES, Labels, Observed, Scrape, parse_exposition
 from controller.observe.growth import KEPT_S, Counters, Growth
 from controller.observe.histogram import Histogram
 from controller.observe.series import PodSeries, now_of, peak_of, window_of
@@ -212,17 +212,16 @@ def test_a_pod_whose_label_sets_are_always_others_fills_no_memory() -> None:
 
 def test_cpu_of_a_pod_that_does_not_say_is_unknown_and_not_none_used() -> None:
     counters = Counters()
-    plain = {(): 4.0}
-    seen = [
-        counters.grown(Scrape(time_s, 0.0, {}, cpu_s=cpu), None).cpu_s
-        for time_s, cpu in ((0, plain), (1, {}), (2, {(): 4.5}), (3, {(): 4.5}))
-    ]
+    said: list[dict[Labels, float]] = [{(): 4.0}, {}, {(): 4.5}, {(): 4.5}]
+    seen = [counters.grown(Scrape(float(second), 0.0, {}, cpu_s=cpu), None).cpu_s for second, cpu in enumerate(said)]
     assert seen == [None, None, 0.5, 0.0]
 
 
 def test_a_histogram_begins_anew_as_a_whole_and_alone() -> None:
     def said(a: tuple[float, ...], b: tuple[float, ...]) -> Scrape:
-        shapes = {(("m", name),): Histogram((0.1, math.inf), counts) for name, counts in (("a", a), ("b", b))}
+        shapes: dict[Labels, Histogram] = {
+            (("m", name),): Histogram((0.1, math.inf), counts) for name, counts in (("a", a), ("b", b))
+        }
         return Scrape(a[-1], 0.0, {}, shapes)
 
     counters = Counters()
