@@ -146,7 +146,9 @@ async def test_another_autoscaler_on_the_same_workload_is_a_conflict_until_it_is
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "resize"}
     spec = {"scaleTargetRef": target, "maxReplicas": 3} if kind == "HorizontalPodAutoscaler" else SCALED_OBJECT
     owners = HPAS if kind == "HorizontalPodAutoscaler" else SCALEDOBJECTS
-    await stages.api.create(owners.path(stages.namespace), {"metadata": {"name": "own"}, "spec": spec})
+    version = "autoscaling/v2" if kind == "HorizontalPodAutoscaler" else "keda.sh/v1alpha1"
+    body = {"apiVersion": version, "kind": kind, "metadata": {"name": "own"}, "spec": spec}
+    await stages.api.create(owners.path(stages.namespace), body)
     (exporter,) = await stages.stage("resize", {"slo-p99": "300ms"}, node=await stages.node())
     before = await stages.api.get(DEPLOYMENTS.path(stages.namespace, "resize"))
 
