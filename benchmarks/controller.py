@@ -269,6 +269,7 @@ async def _in_kubernetes(pipelines: int, quick: bool, folder: Path) -> list[Row]
             while watching.why_not_synced() is not None:  # noqa: ASYNC110  # another process does not set our events
                 await asyncio.sleep(0.05)
         scraper = Scraper(fetcher, clock.now)
+        stack.push_async_callback(scraper.aclose)
         world = KubernetesWorld(api, watching, scraper, Prices(), clock=clock)
         metrics, recorder = ControllerMetrics(CollectorRegistry()), Recorder(api, "controller", "bench")
         memory = MirroredMemory(store)

@@ -157,7 +157,9 @@ async def _run(settings: Settings, method: Method, model_settings: ModelSettings
 async def _source(settings: Settings, clock: WallClock, stack: contextlib.AsyncExitStack) -> Source:
     """Where metrics come from; one for all shards, so that nobody is asked twice."""
     if settings.metrics_source == "pods":
-        return Scraper(await stack.enter_async_context(Fetcher()), clock.now)
+        scraper = Scraper(await stack.enter_async_context(Fetcher()), clock.now)
+        stack.push_async_callback(scraper.aclose)
+        return scraper
     ca_file = settings.prometheus_ca_file
     try:
         trusted = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file or None)

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from sair.annotations import (
@@ -63,6 +64,8 @@ class Workload:
     """Why its annotations cannot be used."""
     meant: str = ""
     """``namespace/name`` of the pipeline it names, even if the rest of its annotations cannot be used."""
+    failure: str = ""
+    """Why pods of it cannot be created now: a quota, an admission policy. Only Deployments say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,12 @@ class PodState:
     """CPU limit of the chosen container."""
     container_has: Millicores | None
     """What the node has really given the chosen container; None before the node says."""
+    began_s: float | None = None
+    """When the chosen container was started last, Unix seconds; None while it does not run."""
     resize_problem: str = ""
     """Why the node cannot do a resize that was asked for, now or ever."""
+    unplaced: str = ""
+    """Why the scheduler has put it on no node so far; empty before it has tried."""
     pipeline: str | None = None
     """``namespace/name``."""
     stage: str | None = None
@@ -157,6 +164,7 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
         spec=spec,
         problem=problem,
         meant=meant,
+        failure=_reason(_condition(raw, "ReplicaFailure"), "True"),
     )
 
 
@@ -174,6 +182,7 @@ def parse_pod(raw: Mapping[str, Any]) -> PodState:
             spec = parse_stage(annotations)
     granted, gpu_index = _grant(annotations)
     chosen = _chosen(containers, spec)
+    status = _status(raw, str(chosen.get("name", "")))
     phase = field(raw, "status", "phase", default="Pending")
     occupies = phase not in ("Succeeded", "Failed")
     cpu, memory = _requests(field(raw, "spec", default={}))
@@ -191,8 +200,10 @@ def parse_pod(raw: Mapping[str, Any]) -> PodState:
         container=str(chosen.get("name", "")),
         container_cpu=_cpu(chosen) or _DEFAULT_CPU,
         container_limit=_millicores(field(chosen, "resources", "limits", "cpu")),
-        container_has=_given(raw, str(chosen.get("name", ""))),
-        resize_problem=_resize_problem(raw),
+        container_has=_cpu(status),
+        began_s=_began(status),
+        resize_problem=_reason(_condition(raw, "PodResizePending"), "True"),
+        unplaced="" if field(raw, "spec", "nodeName") else _reason(_condition(raw, "PodScheduled"), "False"),
         pipeline=f"{namespace}/{spec.pipeline}" if spec else None,
         stage=spec.stage if spec else None,
         spec=spec,
@@ -280,17 +291,21 @@ def _condition(raw: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((one for one in conditions if one.get("type") == kind), {})
 
 
-def _resize_problem(raw: Mapping[str, Any]) -> str:
-    pending = _condition(raw, "PodResizePending")
-    if pending.get("status") != "True":
+def _reason(condition: Mapping[str, Any], status: str) -> str:
+    """Reason and message of a condition that has this status; empty if it has another one."""
+    if condition.get("status") != status:
         return ""
-    return f"{pending.get('reason', 'Pending')}: {pending.get('message', 'the node has not resized the pod')}"
+    return f"{condition.get('reason') or condition.get('type')}: {condition.get('message') or 'no message'}"
 
 
-def _given(raw: Mapping[str, Any], container: str) -> Millicores | None:
-    for status in field(raw, "status", "containerStatuses", default=[]):
-        if status.get("name") == container:
-            return _cpu(status)
+def _status(raw: Mapping[str, Any], container: str) -> Mapping[str, Any]:
+    statuses: Sequence[Mapping[str, Any]] = field(raw, "status", "containerStatuses", default=[])
+    return next((one for one in statuses if one.get("name") == container), {})
+
+
+def _began(status: Mapping[str, Any]) -> float | None:
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(str(field(status, "state", "running", "startedAt", default=""))).timestamp()
     return None
 
 

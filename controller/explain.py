@@ -75,6 +75,7 @@ def _stage(stage: StageObservation) -> str:
     a = stage.allocation
     rate = f", ρ {stage.granted or a.gpu_rate} of a GPU at {stage.gpu_utilisation:.0%}" if a.gpu_rate else ""
     starting = f" and {stage.starting} starting" if stage.starting else ""
+    starting += f" and {stage.waiting} not to be had" if stage.waiting else ""
     return (
         f"  {stage.name}: {stage.ready} replicas{starting}, {a.cpu / 1000:g} cores at {stage.cpu_utilisation:.0%}, {a.memory} Mi{rate}, "
         f"queue {stage.queue_depth:.0f} ({stage.queue_slope:+.1f}/s), {stage.arrivals_per_s:.1f} tasks/s, service {_ms(stage.service_s)}"

@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from controller.state import LOWEST_GPU_MILLI, Action, Allocation, KnobOutcome, Observation, StageDelta
+from controller.state import (
+    LOWEST_GPU_MILLI,
+    Action,
+    Allocation,
+    KnobOutcome,
+    Observation,
+    StageDelta,
+    StageObservation,
+)
 
-__all__ = ["granted_action", "granted_allocations"]
+__all__ = ["granted_action", "granted_allocations", "granted_of"]
 
 
 def granted_allocations(observation: Observation) -> dict[str, Allocation]:
-    """What stages have, not what they are wished to have: a share that was asked for and not granted has changed nothing."""
-    return {
-        stage.name: replace(stage.allocation, gpu_rate=stage.granted)
-        if stage.granted is not None
-        and stage.allocation.gpu_rate is not None
-        and LOWEST_GPU_MILLI < stage.granted.milli < stage.allocation.gpu_rate.milli
-        else stage.allocation
-        for stage in observation.stages
-    }
+    """What stages have, not what they are wished to have, by name."""
+    return {stage.name: granted_of(stage) for stage in observation.stages}
+
+
+def granted_of(stage: StageObservation) -> Allocation:
+    """What a stage has: a share that was asked for and not granted, and replicas that found no room, have changed nothing."""
+    wished = stage.allocation
+    has = replace(wished, replicas=wished.replicas - stage.waiting)
+    if stage.granted is None or wished.gpu_rate is None:
+        return has
+    short = LOWEST_GPU_MILLI < stage.granted.milli < wished.gpu_rate.milli
+    return replace(has, gpu_rate=stage.granted) if short else has
 
 
 def granted_action(action: Action, outcomes: Sequence[KnobOutcome]) -> Action:

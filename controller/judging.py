@@ -93,12 +93,12 @@ def drift(report: RoundReport) -> Word | None:
 
 
 def _waiting(seen: Observation | None) -> str:
-    """Which stages' replicas have less than was wished for, in words."""
-    stages = seen.stages if seen is not None else ()
-    return "; ".join(
-        f"{stage.name}: {stage.granted} of {stage.allocation.gpu_rate} granted"
-        for stage in stages
-        if stage.granted is not None
-        and stage.allocation.gpu_rate is not None
-        and stage.granted < stage.allocation.gpu_rate
-    )
+    """Which stages have less than was wished for, in words."""
+    short = []
+    for stage in seen.stages if seen is not None else ():
+        if stage.waiting:
+            short.append(f"{stage.name}: {stage.waiting} of {stage.allocation.replicas} replicas are not to be had")
+        rate = stage.allocation.gpu_rate
+        if stage.granted is not None and rate is not None and stage.granted < rate:
+            short.append(f"{stage.name}: {stage.granted} of {rate} granted")
+    return "; ".join(short)

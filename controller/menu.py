@@ -145,8 +145,9 @@ def compose(
 
 
 def _unrefused(action: Action, case: Case) -> Action:
-    """Without the rises that the cluster refused lately."""
+    """Without the rises that the cluster refused lately, and without replicas for stages that wait for some already."""
     blocked = {(each.stage, each.knob) for each in case.learned.refusals if each.until_round > case.learned.round}
+    blocked |= {(each.name, "replicas") for each in case.situation.observation.stages if each.waiting}
     if not blocked:
         return action
 

@@ -54,6 +54,8 @@ class StageModel:
     room: ClusterRoom
     most_milli: int | None = None
     """What replicas are granted while more is wished for and not to be had, thousandths; no share beyond it is believed in."""
+    most_replicas: int | None = None
+    """What there are, ready and starting, while more are wished for and not to be had; no more are believed in."""
     _reaches: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
     _paces: dict[tuple[float, float, float], float] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out before: a plan asks for the same allocations many times."""
@@ -94,6 +96,8 @@ class StageModel:
     ) -> tuple[Array, Array, Array]:
         """Mean (s), variance (s²) and utilisation at full batches, the service ``caution`` standard deviations of its fit longer."""
         load, curve = self.load(arrivals_per_s), fitted_curve(self.fit)
+        if self.most_replicas is not None:
+            servers = np.minimum(servers, max(self.most_replicas, 0.5))
         if self.most_milli is not None:
             rate = np.minimum(rate, self.most_milli / 1000)
         longer = 1.0 + caution * service_time_error(self.fit, cores, rate) if caution else 1.0
@@ -130,6 +134,8 @@ class StageModel:
     def _standing(self, replicas: int, share_milli: int | None) -> tuple[int, float, float]:
         """How many of so many replicas would serve, and the highest cores and share of each."""
         allocation = self.allocation
+        if self.most_replicas is not None:
+            replicas = min(replicas, self.most_replicas)
         own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
         placed = own if share_milli is None else share_milli
         # Replicas that no card holds wait and serve nothing. What is there already is not measured against the room again.
@@ -204,6 +210,7 @@ class PipelineModel:
                 backlog=max(0.0, at.queue_depth) if np.isfinite(at.queue_depth) else 0.0,
                 room=situation.room,
                 most_milli=_most(at),
+                most_replicas=at.ready + at.starting if at.waiting else None,
             )
         now = situation.now
         recent = recent_peak(learned.peaks, now, tuning.recent_peak_window_s)

@@ -170,6 +170,11 @@ class StageObservation:
     batches: tuple[BatchTimes, ...] = ()
     """The same services by batch size; empty where the stage does not tell them apart."""
 
+    @property
+    def waiting(self) -> int:
+        """Replicas that are wished for and not to be had: neither ready nor starting."""
+        return max(0, self.allocation.replicas - self.ready - self.starting)
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:

@@ -19,7 +19,8 @@ from sair.wire import decode
 __all__ = ["PodAnswer", "Series", "by_pod", "missing_of", "parse_declared", "parse_matrix", "scrapes_of"]
 
 _WHAT = "Prometheus' answer"
-_MADE_BY_PROMETHEUS = frozenset({"__name__", "job", "instance", "le"})
+_NO_LABELS = frozenset({"__name__", "le"})
+"""Job and instance are among those that tell series apart: where now one source counts and now another, each has its own counters."""
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -145,7 +146,7 @@ def _put_together(series: Sequence[Series], endpoint: MetricsEndpoint, needed: s
         name = each.metric.get("__name__", "")
         if name not in wanted:
             continue
-        others = tuple(sorted((k, v) for k, v in each.metric.items() if k not in _MADE_BY_PROMETHEUS))
+        others = tuple(sorted((k, v) for k, v in each.metric.items() if k not in _NO_LABELS))
         le = each.metric.get("le")
         for time_s, text in each.values:
             if time_s > after_s:

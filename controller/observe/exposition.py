@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from controller.observe.histogram import Histogram, add
+from controller.observe.histogram import Histogram
 from sair.annotations import MetricsEndpoint
 from sair.errors import MetricError
 
@@ -22,12 +22,14 @@ __all__ = [
     "MAX_SAMPLES",
     "PIPELINE_LATENCY",
     "SERVICE",
+    "Labels",
+    "Observed",
     "Said",
     "Scrape",
-    "Services",
     "needed_of",
     "parse_exposition",
     "scrape_of",
+    "size_of",
     "wanted_of",
 ]
 
@@ -49,56 +51,59 @@ _MOST: Final = 1e15
 """No honest counter of ours is larger: 10^15 requests are 30 years at a million a second."""
 MAX_SAMPLES: Final = 5_000
 """Samples of a stage's own metrics that one pod may export."""
+_MAX_LABELS: Final = 2**20
+"""Characters of their labels in all: to read four million of them takes seconds."""
+_MAX_ODD: Final = 2**16
+"""Characters of those samples that only the library can read; four million of them would take it ten seconds."""
 
-_PLAIN: Final = r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?)*)\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)[ \t\r]*$'
-"""What follows the name of a sample as nearly all are: without a time, an exemplar or an escaped character."""
+_PLAIN: Final = (
+    r'(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?){0,64})\})?[ \t]+([0-9.eE+-]+|NaN|[+-]?Inf)'
+    r"(?:[ \t]+[0-9.eE+-]+)?(?:[ \t]+#[ \t].*|[ \t\r]*)$"
+)
+"""What follows the name of a sample as nearly all are: few labels without escaped characters, the value, its time, an exemplar."""
 _LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*)"', re.ASCII)
+
+
+Labels = tuple[tuple[str, str], ...]
+"""Of one series, sorted, without ``le``; what tells the series of one metric apart."""
 
 
 class Said(NamedTuple):
     """One sample of one series."""
 
-    labels: tuple[tuple[str, str], ...]
-    """Sorted, without ``le``; what tells the series of one metric apart."""
+    labels: Labels
     le: str | None
     value: float
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
-    """The services of one batch size, ever."""
+class Observed:
+    """What a histogram or summary observed, ever."""
 
-    size: int
-    sum_s: float
+    sum: float
     count: float
-    """Of batches."""
-    times: Histogram = field(default_factory=Histogram)
+    buckets: Histogram = field(default_factory=Histogram)
     """Empty where only a summary is exported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What a pod said at one moment."""
+    """What a pod said at one moment, series by series: each of them may vanish, come back and begin anew by itself."""
 
     time_s: float
-    arrivals: float
-    """Requests that reached the pod, ever."""
     queue: float
-    """Requests waiting in it."""
-    latency: Histogram = field(default_factory=Histogram)
-    pipeline: Histogram = field(default_factory=Histogram)
+    """Requests waiting in it, over all series."""
+    arrivals: Mapping[Labels, float]
+    """Requests that reached the pod, ever."""
+    latency: Mapping[Labels, Histogram] = field(default_factory=dict)
+    pipeline: Mapping[Labels, Histogram] = field(default_factory=dict)
     """Of the whole pipeline; empty where the pod does not export it."""
-    service_sum_s: float | None = None
-    """Of services whose batch size is not told."""
-    service_count: float | None = None
-    by_batch: tuple[Services, ...] = ()
-    """Services whose batch size is told, by size."""
-    cpu_s: float | None = None
+    services: Mapping[Labels, Observed] = field(default_factory=dict)
+    """Seconds of services; where the labels tell a size, of batches of that size."""
+    batches: Mapping[Labels, Observed] = field(default_factory=dict)
+    """Requests served together."""
+    cpu_s: Mapping[Labels, float] = field(default_factory=dict)
     """CPU time used, ever."""
-    batch_sum: float | None = None
-    """Requests served in batches, ever."""
-    batch_count: float | None = None
-    """Batches served, ever."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -150,17 +155,20 @@ def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scr
     found = _samples_of(endpoint).findall(text)
     if len(found) > MAX_SAMPLES:
         raise MetricError("exposition", len(found), f"at most {MAX_SAMPLES} samples of a stage's own metrics")
+    length = sum(len(block) for _, block, _, _ in found)
+    if length > _MAX_LABELS:
+        raise MetricError("exposition", length, f"at most {_MAX_LABELS} characters of labels of a stage's own metrics")
     samples = _samples(found)
     for name, shown in needed_of(endpoint):
-        if shown not in samples and not re.search(
-            rf"^#[ \t]+TYPE[ \t]+{re.escape(name)}(?![a-zA-Z0-9_:])", text, re.MULTILINE
-        ):
+        # OpenMetrics declares a counter without the suffix that its samples have.
+        names = "|".join(map(re.escape, dict.fromkeys((name, name.removesuffix("_total")))))
+        if shown not in samples and not re.search(rf"^#[ \t]+TYPE[ \t]+(?:{names})[ \t]", text, re.MULTILINE):
             raise MetricError(shown, None, "the metric to be exported")
     return scrape_of(samples, endpoint, time_s)
 
 
 def scrape_of(samples: Mapping[str, Sequence[Said]], endpoint: MetricsEndpoint, time_s: float) -> Scrape:
-    """Put together what a pod said at one moment, summed over the series of each metric.
+    """Put together what a pod said at one moment. Of a series that is there twice the first sample counts, as for Prometheus.
 
     Args:
         samples: By name.
@@ -170,48 +178,34 @@ def scrape_of(samples: Mapping[str, Sequence[Said]], endpoint: MetricsEndpoint, 
     Raises:
         MetricError: Names the metric; if a value is NaN, infinite, negative or absurdly large, or a histogram is none.
     """
-    untold, by_size = _by_size(samples)
+    services = _observed(SERVICE, samples)
+    for labels in services:
+        size_of(labels)
     return Scrape(
         time_s=time_s,
-        arrivals=_total(endpoint.arrivals, samples.get(endpoint.arrivals, ())),
-        queue=_total(endpoint.queue, samples.get(endpoint.queue, ())),
-        latency=_histogram(f"{endpoint.latency}_bucket", samples),
-        pipeline=_histogram(f"{PIPELINE_LATENCY}_bucket", samples),
-        service_sum_s=_optional(f"{SERVICE}_sum", untold),
-        service_count=_optional(f"{SERVICE}_count", untold),
-        by_batch=tuple(
-            Services(
-                size,
-                _total(f"{SERVICE}_sum", own.get(f"{SERVICE}_sum", ())),
-                _total(f"{SERVICE}_count", own.get(f"{SERVICE}_count", ())),
-                _histogram(f"{SERVICE}_bucket", own),
-            )
-            for size, own in sorted(by_size.items())
-        ),
-        cpu_s=_optional(_CPU, samples),
-        batch_sum=_optional(f"{BATCH}_sum", samples),
-        batch_count=_optional(f"{BATCH}_count", samples),
+        queue=sum(_values(endpoint.queue, samples).values()),
+        arrivals=_values(endpoint.arrivals, samples),
+        latency=_histograms(f"{endpoint.latency}_bucket", samples),
+        pipeline=_histograms(f"{PIPELINE_LATENCY}_bucket", samples),
+        services=services,
+        batches=_observed(BATCH, samples, buckets=False),
+        cpu_s=_values(_CPU, samples),
     )
 
 
-_Samples = Mapping[str, Sequence[Said]]
+def size_of(labels: Labels) -> int | None:
+    """The batch size that the labels of a series of services tell; None where they tell none.
 
-
-def _by_size(samples: _Samples) -> tuple[_Samples, Mapping[int, _Samples]]:
-    """The samples of services: those whose batch size is not told, and the others by size."""
-    untold: dict[str, list[Said]] = {}
-    told: dict[int, dict[str, list[Said]]] = {}
-    for name in (f"{SERVICE}_sum", f"{SERVICE}_count", f"{SERVICE}_bucket"):
-        for sample in samples.get(name, ()):
-            text = next((value for label, value in sample.labels if label == _SIZE), None)
-            if text is None:
-                untold.setdefault(name, []).append(sample)
-                continue
-            size = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(_SIZE_MOST)) else 0
-            if not 1 <= size <= _SIZE_MOST:
-                raise MetricError(f"{name}{{{_SIZE}}}", text[:80], f"a whole number from 1 to {_SIZE_MOST}")
-            told.setdefault(size, {}).setdefault(name, []).append(sample)
-    return untold, told
+    Raises:
+        MetricError: If it is no size.
+    """
+    text = next((value for label, value in labels if label == _SIZE), None)
+    if text is None:
+        return None
+    size = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(_SIZE_MOST)) else 0
+    if not 1 <= size <= _SIZE_MOST:
+        raise MetricError(f"{SERVICE}{{{_SIZE}}}", text[:80], f"a whole number from 1 to {_SIZE_MOST}")
+    return size
 
 
 def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]]:
@@ -229,6 +223,13 @@ def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]
             said = _said(_LABEL.findall(block) if block else (), number)
         samples.setdefault(name, []).append(said)
     if others:
+        length = sum(map(len, others))
+        if length > _MAX_ODD:
+            raise MetricError(
+                "exposition",
+                length,
+                f"at most {_MAX_ODD} characters of samples with escaped characters or very many labels",
+            )
         try:
             for family in text_string_to_metric_families("\n".join(others) + "\n"):
                 for sample in family.samples:
@@ -248,12 +249,20 @@ def _said(labels: Iterable[tuple[str, str]], value: float) -> Said:
     return Said(tuple(sorted(others)), le, value)
 
 
-def _total(name: str, samples: Iterable[Said]) -> float:
-    return sum(_checked(name, sample.value) for sample in samples)
+def _values(name: str, samples: Mapping[str, Sequence[Said]]) -> dict[Labels, float]:
+    values: dict[Labels, float] = {}
+    for sample in samples.get(name, ()):
+        values.setdefault(sample.labels, _checked(name, sample.value))
+    return values
 
 
-def _optional(name: str, samples: Mapping[str, Sequence[Said]]) -> float | None:
-    return _total(name, samples[name]) if name in samples else None
+def _observed(name: str, samples: Mapping[str, Sequence[Said]], *, buckets: bool = True) -> dict[Labels, Observed]:
+    sums, counts = _values(f"{name}_sum", samples), _values(f"{name}_count", samples)
+    shapes = _histograms(f"{name}_bucket", samples) if buckets else {}
+    return {
+        labels: Observed(sums.get(labels, 0.0), counts.get(labels, 0.0), shapes.get(labels, Histogram()))
+        for labels in dict.fromkeys((*sums, *counts, *shapes))
+    }
 
 
 def _checked(name: str, value: float) -> float:
@@ -272,16 +281,16 @@ def _bounds(labels: tuple[str | None, ...]) -> tuple[float, ...]:
     return bounds if bounds[-1] == math.inf and all(map(operator.lt, bounds, bounds[1:])) else ()
 
 
-def _histogram(name: str, samples: Mapping[str, Sequence[Said]]) -> Histogram:
-    """Sum of the series of all label sets, each of which may have buckets of its own."""
+def _histograms(name: str, samples: Mapping[str, Sequence[Said]]) -> dict[Labels, Histogram]:
+    """The histogram of each label set; each may have buckets of its own."""
     said = samples.get(name, ())
-    if said and not any(sample.labels for sample in said):
+    if said and all(sample.labels == said[0].labels for sample in said):
         # Of one series, as nearly all are; its bounds are the same every time.
         bounds = _bounds(tuple(sample.le for sample in said))
         counts = tuple(sample.value for sample in said)
         if bounds and counts[0] >= 0 and counts[-1] <= _MOST and all(map(operator.le, counts, counts[1:])):
-            return Histogram(bounds, counts)
-    series: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
+            return {said[0].labels: Histogram(bounds, counts)}
+    series: dict[Labels, dict[float, float]] = {}
     for sample in said:
         try:
             bound = float(sample.le or "")
@@ -289,12 +298,12 @@ def _histogram(name: str, samples: Mapping[str, Sequence[Said]]) -> Histogram:
             raise MetricError(name, sample.le, "a number in the label le") from error
         if math.isnan(bound):
             raise MetricError(name, bound, "a number in the label le")
-        series.setdefault(sample.labels, {})[bound] = _checked(name, sample.value)
-    whole = Histogram()
-    for buckets in series.values():
+        series.setdefault(sample.labels, {}).setdefault(bound, _checked(name, sample.value))
+    histograms = {}
+    for labels, buckets in series.items():
         bounds = tuple(sorted(buckets))
         counts = tuple(buckets[bound] for bound in bounds)
         if bounds[-1] != math.inf or any(high < low for low, high in pairwise(counts)):
             raise MetricError(name, counts[-1], 'cumulative counts up to le="+Inf"')
-        whole = add(whole, Histogram(bounds, counts))
-    return whole
+        histograms[labels] = Histogram(bounds, counts)
+    return histograms

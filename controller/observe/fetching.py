@@ -20,6 +20,9 @@ __all__ = ["Fetcher"]
 
 _MAX_BYTES: Final = 4 * 2**20
 _MAX_HEAD: Final = 32 * 1024
+_MAX_CHUNK_HEAD: Final = 1024
+_MAX_CHUNKS: Final = 50_000
+"""Servers that send a chunk a line stay below; four million of one byte would keep the controller busy for seconds."""
 _TIMEOUT_S: Final = 1.5
 _IDLE_MOST: Final = 4096
 """Connections kept at most; less where the process may open few files."""
@@ -135,6 +138,11 @@ class _Exchange(asyncio.Protocol):
         self._begin_body = 0
         self._length: int | None = None
         self._chunked = False
+        self._at = 0
+        """Where the next chunk begins."""
+        self._chunks = 0
+        self._body = bytearray()
+        """Of the chunks before it."""
         self._close = False
         self.is_over = False
         """The other side has closed it, or we have."""
@@ -153,6 +161,8 @@ class _Exchange(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         self._buffer.clear()
+        self._body.clear()
+        self._chunks = 0
         self._begin_body, self._length, self._chunked, self._close = 0, None, False, False
         self._answer = loop.create_future()
         assert self._transport is not None  # noqa: S101  # connection_made came before anybody could ask
@@ -235,7 +245,10 @@ class _Exchange(asyncio.Protocol):
         }
         if fields.get("content-encoding", "identity") != "identity":
             raise _BadAnswer("answered compressed, though asked not to")
-        self._chunked = fields.get("transfer-encoding", "") == "chunked"
+        transfer = fields.get("transfer-encoding", "identity")
+        if transfer not in ("identity", "chunked"):
+            raise _BadAnswer(f"answered in the transfer encoding {transfer[:40]}")
+        self._chunked = transfer == "chunked"
         length = fields.get("content-length")
         if length is not None and not self._chunked:
             if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > _MAX_BYTES:
@@ -243,26 +256,28 @@ class _Exchange(asyncio.Protocol):
             self._length = int(length)
         keeps = fields.get("connection", "keep-alive" if version == "HTTP/1.1" else "close")
         self._close = keeps == "close" or (self._length is None and not self._chunked)
-        self._begin_body = end + 4
+        self._begin_body = self._at = end + 4
         return True
 
     def _joined(self) -> bytes | None:
-        """The chunks' contents once the last is there."""
-        if not self._buffer.endswith(b"\r\n\r\n"):
-            return None  # the last chunk and what may follow it end so
-        parts: list[bytes] = []
-        at = self._begin_body
+        """The chunks' contents once the last is there. Each is looked at once, however small they are and however they come."""
         while True:
-            end = self._buffer.find(b"\r\n", at)
-            if end < 0:
+            end = self._buffer.find(b"\r\n", self._at)
+            if end < 0 and len(self._buffer) - self._at <= _MAX_CHUNK_HEAD:
                 return None
-            digits = bytes(self._buffer[at:end]).partition(b";")[0].strip()
-            if not digits or len(digits) > 8 or digits.strip(b"0123456789abcdefABCDEF"):
+            digits = bytes(self._buffer[self._at : end]).partition(b";")[0].strip()
+            if end < 0 or not digits or len(digits) > 8 or digits.strip(b"0123456789abcdefABCDEF"):
                 raise _BadAnswer("answered in chunks without a size")
             size = int(digits, 16)
             if not size:
-                return b"".join(parts)
+                # What may follow the last chunk ends as it does.
+                return bytes(self._body) if self._buffer.find(b"\r\n\r\n", end) >= 0 else None
+            if size > _MAX_BYTES:
+                raise _BadAnswer(f"answered more than {_MAX_BYTES} bytes")
             if len(self._buffer) < end + 2 + size + 2:
                 return None
-            parts.append(bytes(self._buffer[end + 2 : end + 2 + size]))
-            at = end + 2 + size + 2
+            self._body += self._buffer[end + 2 : end + 2 + size]
+            self._at = end + 2 + size + 2
+            self._chunks += 1
+            if self._chunks > _MAX_CHUNKS:
+                raise _BadAnswer(f"answered in more than {_MAX_CHUNKS} chunks")

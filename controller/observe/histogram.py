@@ -23,10 +23,26 @@ class Histogram:
 
 
 def increase(before: Histogram, after: Histogram) -> Histogram:
-    """What was added between two scrapes of one pod. Buckets that shrank, or whose bounds changed, tell of a restart: all is new."""
-    if before.bounds != after.bounds or any(new < old for old, new in zip(before.counts, after.counts, strict=True)):
+    """What was added between two scrapes of one series. A bucket that shrank tells of a restart: all is new.
+
+    Where the bounds differ, because an exporter leaves out empty buckets or was given others, growth is exact at the bounds that both
+    have, +Inf among them; at others it is estimated, and no more than at the next that both have.
+    """
+    old, guessed = before.counts, list[int]()
+    if before.bounds != after.bounds:
+        if not before.bounds:
+            return after
+        known = set(before.bounds)
+        guessed = [place for place, bound in enumerate(after.bounds) if bound not in known]
+        old = tuple(
+            _count(before, bound) if bound in known else min(count, _count(before, bound))
+            for bound, count in zip(after.bounds, after.counts, strict=True)
+        )
+    if any(new < base for base, new in zip(old, after.counts, strict=True)):
         return after
-    grown = [new - old for old, new in zip(before.counts, after.counts, strict=True)]
+    grown = [new - base for base, new in zip(old, after.counts, strict=True)]
+    for place in reversed(guessed):
+        grown[place] = min(grown[place], grown[place + 1])
     # Buckets are exported one after the other while requests end: a lower one may have been read a moment later than a higher one.
     for place in range(1, len(grown)):
         grown[place] = max(grown[place - 1], grown[place])

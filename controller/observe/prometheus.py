@@ -180,7 +180,7 @@ class PrometheusSource:
                 if scrape.time_s > now + _AHEAD_S:
                     problem = f"Prometheus has a sample from {scrape.time_s - now:.0f} s ahead of this clock"
                     break
-                self.series.setdefault(target.key, PodSeries()).append(scrape)
+                self.series.setdefault(target.key, PodSeries()).append(scrape, target.began_s)
             self._note(target.key, problem)
 
     def _newest(self, key: str) -> float:

@@ -1,45 +1,49 @@
-"""What the pods of one stage said over the last minutes, and what that means for a window. Counters may restart at any time."""
+"""What the pods of one stage did over the last minutes, and what that means for a window."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from controller.observe.exposition import Scrape, Services
-from controller.observe.histogram import Histogram, add, increase, scv
+from controller.observe.exposition import Observed, Scrape
+from controller.observe.growth import KEPT_S, Counters, Growth, both
+from controller.observe.histogram import Histogram, add, scv
 from controller.state import BatchTimes
 
 __all__ = ["KEPT_S", "PodSeries", "StageNow", "StageWindow", "now_of", "peak_of", "window_of"]
 
-KEPT_S = 120.0
-"""How long scrapes are kept, seconds."""
-
 
 class PodSeries:
-    """Scrapes of one pod, oldest first."""
+    """What one pod did from scrape to scrape, oldest first."""
 
     def __init__(self) -> None:
-        self._scrapes: deque[Scrape] = deque()
+        self._counters = Counters()
+        self._grown: deque[Growth] = deque()
 
-    def append(self, scrape: Scrape) -> None:
-        """Take a scrape in; one that is not newer than the last is ignored."""
-        if self._scrapes and scrape.time_s <= self._scrapes[-1].time_s:
+    def append(self, scrape: Scrape, began_s: float | None = None) -> None:
+        """Take a scrape in; one that is not newer than the last is ignored.
+
+        Args:
+            scrape: The scrape.
+            began_s: When the pod's container began, Unix seconds; None if nobody knows.
+        """
+        if self._grown and scrape.time_s <= self._grown[-1].time_s:
             return
-        self._scrapes.append(scrape)
-        while self._scrapes[0].time_s < scrape.time_s - KEPT_S:
-            self._scrapes.popleft()
+        self._grown.append(self._counters.grown(scrape, began_s))
+        while self._grown[0].time_s < scrape.time_s - KEPT_S:
+            self._grown.popleft()
 
     @property
-    def last(self) -> Scrape | None:
-        """The newest scrape."""
-        return self._scrapes[-1] if self._scrapes else None
+    def last(self) -> Growth | None:
+        """Up to the newest scrape."""
+        return self._grown[-1] if self._grown else None
 
-    def between(self, since_s: float, until_s: float) -> list[Scrape]:
-        """Scrapes of a stretch, with the last one before it as the base to count from."""
-        inside = [each for each in self._scrapes if since_s < each.time_s <= until_s]
-        base = [each for each in self._scrapes if each.time_s <= since_s]
+    def between(self, since_s: float, until_s: float) -> list[Growth]:
+        """Growth up to the scrapes of a stretch, after the last one before it, whose own growth does not count."""
+        inside = [each for each in self._grown if since_s < each.time_s <= until_s]
+        base = [each for each in self._grown if each.time_s <= since_s]
         return [*base[-1:], *inside]
 
 
@@ -86,14 +90,14 @@ def now_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageNo
     compared = False
     oldest = now
     for series in pods.values():
-        scrapes = series.between(now - seconds, now)
-        if not scrapes:
+        grown = series.between(now - seconds, now)
+        if not grown:
             continue
-        oldest = min(oldest, scrapes[-1].time_s)
-        queue += scrapes[-1].queue
-        if len(scrapes) > 1:
+        oldest = min(oldest, grown[-1].time_s)
+        queue += grown[-1].queue
+        if len(grown) > 1:
             compared = True
-            arrivals += _grown(s.arrivals for s in scrapes) / (scrapes[-1].time_s - scrapes[0].time_s)
+            arrivals += sum(each.arrivals for each in grown[1:]) / (grown[-1].time_s - grown[0].time_s)
     return StageNow(arrivals, queue, oldest) if compared else None
 
 
@@ -105,45 +109,41 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
     """
     arrivals = departures = queue = queue_before = 0.0
     latency, pipeline = Histogram(), Histogram()
-    service_sum = service_count = batch_sum = batch_count = cpu = 0.0
-    by_size: dict[int, Services] = {}
-    has_cpu = False
+    batches = Observed(0.0, 0.0)
+    by_size: dict[int | None, Observed] = {}
+    cpu: float | None = None
     covered = 0.0
     oldest = now
     for series in pods.values():
-        scrapes = series.between(now - seconds, now)
-        if not scrapes:
+        grown = series.between(now - seconds, now)
+        if not grown:
             continue
-        oldest = min(oldest, scrapes[-1].time_s)
-        queue += scrapes[-1].queue
-        queue_before += scrapes[0].queue
-        if len(scrapes) < 2:
+        oldest = min(oldest, grown[-1].time_s)
+        queue += grown[-1].queue
+        queue_before += grown[0].queue
+        if len(grown) < 2:
             continue
-        span = scrapes[-1].time_s - scrapes[0].time_s
+        span = grown[-1].time_s - grown[0].time_s
         covered = max(covered, span)
-        arrivals += _grown(s.arrivals for s in scrapes) / span
-        for before, after in pairwise(scrapes):
-            done = increase(before.latency, after.latency)
-            departures += done.total / span
-            latency = add(latency, done)
-            pipeline = add(pipeline, increase(before.pipeline, after.pipeline))
-            _add_services(by_size, before.by_batch, after.by_batch)
-        service_sum += _grown(s.service_sum_s for s in scrapes if s.service_sum_s is not None)
-        service_count += _grown(s.service_count for s in scrapes if s.service_count is not None)
-        batch_sum += _grown(s.batch_sum for s in scrapes if s.batch_sum is not None)
-        batch_count += _grown(s.batch_count for s in scrapes if s.batch_count is not None)
-        used = [s.cpu_s for s in scrapes if s.cpu_s is not None]
-        if len(used) > 1:
-            has_cpu = True
-            cpu += _grown(used) / span
+        for each in grown[1:]:
+            arrivals += each.arrivals / span
+            departures += each.latency.total / span
+            latency = add(latency, each.latency)
+            pipeline = add(pipeline, each.pipeline)
+            batches = both(batches, each.batches)
+            for size, seen in each.services.items():
+                by_size[size] = both(by_size[size], seen) if size in by_size else seen
+            if each.cpu_s is not None:
+                cpu = (cpu or 0.0) + each.cpu_s / span
     if covered <= 0:
         return None
-    told = [each for _, each in sorted(by_size.items()) if each.count > 0]
-    service_sum += sum(each.sum_s for each in told)
-    requests = sum(each.size * each.count for each in told)
-    service_count += requests
-    if not batch_count > 0:
-        batch_sum, batch_count = requests, sum(each.count for each in told)
+    untold = by_size.pop(None, Observed(0.0, 0.0))
+    told = [(size, by_size[size]) for size in sorted(filter(None, by_size)) if by_size[size].count > 0]
+    requests = sum(size * seen.count for size, seen in told)
+    service_sum = untold.sum + sum(seen.sum for _, seen in told)
+    service_count = untold.count + requests
+    if not batches.count > 0:
+        batches = Observed(requests, sum(seen.count for _, seen in told))
     return StageWindow(
         seconds=covered,
         arrivals_per_s=arrivals,
@@ -153,26 +153,11 @@ def window_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> Stag
         latency=latency,
         pipeline=pipeline,
         service_s=service_sum / service_count if service_count > 0 else None,
-        cpu_cores=cpu if has_cpu else None,
+        cpu_cores=cpu,
         oldest_s=oldest,
-        mean_batch=batch_sum / batch_count if batch_count > 0 else None,
-        batches=tuple(BatchTimes(each.size, each.count, each.sum_s / each.count, scv(each.times)) for each in told),
+        mean_batch=batches.sum / batches.count if batches.count > 0 else None,
+        batches=tuple(BatchTimes(size, seen.count, seen.sum / seen.count, scv(seen.buckets)) for size, seen in told),
     )
-
-
-def _add_services(found: dict[int, Services], before: Iterable[Services], after: Iterable[Services]) -> None:
-    """Add what was served between two scrapes of one pod to ``found``, by batch size."""
-    old = {each.size: each for each in before}
-    for now in after:
-        base, known = old.get(now.size), found.get(now.size, Services(now.size, 0.0, 0.0))
-        if base is not None and (now.count < base.count or now.sum_s < base.sum_s):
-            base = None  # a restart: all is new
-        found[now.size] = Services(
-            now.size,
-            known.sum_s + now.sum_s - (base.sum_s if base else 0.0),
-            known.count + now.count - (base.count if base else 0.0),
-            add(known.times, increase(base.times, now.times) if base else now.times),
-        )
 
 
 def peak_of(pods: Mapping[str, PodSeries], now: float, seconds: float, step_s: float = 5.0) -> float:
@@ -184,18 +169,8 @@ def peak_of(pods: Mapping[str, PodSeries], now: float, seconds: float, step_s: f
     arrived = [0.0] * steps
     for series in pods.values():
         for a, b in pairwise(series.between(now - steps * step_s, now)):
-            rate = _grown((a.arrivals, b.arrivals)) / (b.time_s - a.time_s)
+            rate = b.arrivals / (b.time_s - a.time_s)
             for place in range(steps):
                 begin = now - (place + 1) * step_s
                 arrived[place] += rate * max(0.0, min(b.time_s, begin + step_s) - max(a.time_s, begin))
     return max(arrived) / step_s
-
-
-def _grown(values: Iterable[float]) -> float:
-    """How much a counter grew over its values; where it fell it was reset and began anew at 0."""
-    total, before = 0.0, None
-    for value in values:
-        if before is not None:
-            total += value - before if value >= before else value
-        before = value
-    return total

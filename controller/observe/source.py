@@ -20,6 +20,8 @@ class Target:
     """``namespace/pod/uid``."""
     host: str
     endpoint: MetricsEndpoint
+    began_s: float | None = None
+    """When its container began, Unix seconds; None if nobody knows."""
 
     @property
     def pod(self) -> tuple[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from controller.cluster import PodState
+from controller.cluster import PodState, Workload
 from controller.discovery import Found
 from controller.pods import PodIndex
 from controller.state import Allocation, KnobOutcome, Limits
@@ -50,15 +50,17 @@ class Actuator:
     Args:
         api: Client.
         pods: All pods.
+        newest: Gives the newest copy of a workload.
         now: The world's time, seconds.
         may_act: Whether this process leads at this moment.
-        wait_s: How long grants and resizes are waited for before what is missing is recorded as such.
+        wait_s: How long grants, resizes and places for replicas are waited for before what is missing is recorded as such.
     """
 
     def __init__(
         self,
         api: Api,
         pods: PodIndex,
+        newest: Callable[[Workload], Workload],
         now: Callable[[], float],
         *,
         may_act: Callable[[], bool] = lambda: True,
@@ -66,6 +68,7 @@ class Actuator:
     ) -> None:
         self._api = api
         self._pods = pods
+        self._newest = newest
         self._now = now
         self._may_act = may_act
         self._wait_s = wait_s
@@ -136,17 +139,22 @@ class Actuator:
             if want.cpu != base[name].cpu:
                 asked.append(await self._ask_cpu(found, stages[name], want.cpu))
         key = found.view.key
-        await self._wait(key, [each for each in asked if each.unreachable is None])
+        await self._until(lambda: self._have_taken(key, [each for each in asked if each.unreachable is None]))
         outcomes += [self._outcome(key, each, stages[each.stage]) for each in asked]
         unreachable = [each.unreachable for each in asked if each.unreachable is not None]
         for name, want in wanted.items():
             if want.memory != base[name].memory:
                 refused = "memory is not changed on live pods"
                 outcomes.append(KnobOutcome(name, "memory", want.memory, base[name].memory, refused))
+        scaled = []
+        for name, want in wanted.items():
             if want.replicas != base[name].replicas:
                 outcome, error = await self._replicas(stages[name], want.replicas)
-                outcomes.append(outcome)
+                scaled.append(outcome)
                 unreachable += [error] if error else []
+        rises = [each for each in scaled if not each.reason and each.wished > base[each.stage].replicas]
+        await self._until(lambda: all(_has_come(self._as_it_stands(key, stages[each.stage]), each) for each in rises))
+        outcomes += [self._come(key, stages[each.stage], each) if each in rises else each for each in scaled]
         if unreachable and len(unreachable) == len(outcomes):
             raise unreachable[0]
         return outcomes
@@ -267,14 +275,27 @@ class Actuator:
             return outcome, error if isinstance(error, ApiUnavailable) else None
         return KnobOutcome(stage.name, "replicas", replicas, replicas), None
 
-    async def _wait(self, key: str, asked: list[_Asked]) -> None:
-        """Wait briefly for the extender's grants and the nodes' resizes."""
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Wait, but only briefly: for the extender's grants, the nodes' resizes, the scheduler's bindings."""
         deadline = self._now() + self._wait_s
-        while self._now() < deadline:
-            pods = {pod.uid: pod for pod in self._pods.of(key).values() if pod.alive}
-            if all(_is_settled(pods[uid], each) for each in asked for uid in each.uids if uid in pods):
-                return
+        while not done() and self._now() < deadline:  # noqa: ASYNC110  # what is waited for happens in the cluster
             await asyncio.sleep(_POLL_S)
+
+    def _have_taken(self, key: str, asked: list[_Asked]) -> bool:
+        pods = {pod.uid: pod for pod in self._pods.of(key).values() if pod.alive}
+        return all(_is_settled(pods[uid], each) for each in asked for uid in each.uids if uid in pods)
+
+    def _as_it_stands(self, key: str, stage: Standing) -> Standing:
+        pods = tuple(pod for pod in self._pods.of(key).values() if pod.alive and pod.stage == stage.name)
+        return replace(stage, workload=self._newest(stage.workload), pods=pods)
+
+    def _come(self, key: str, stage: Standing, outcome: KnobOutcome) -> KnobOutcome:
+        """What became of more replicas; those of which nothing is known yet are on their way."""
+        now = self._as_it_stands(key, stage)
+        if not now.absent or now.workload.replicas != outcome.wished:
+            return outcome
+        reason = f"{len(now.absent)} of {outcome.wished} replicas: {now.absent[-1]}"
+        return replace(outcome, granted=outcome.wished - len(now.absent), reason=reason)
 
     def _outcome(self, key: str, asked: _Asked, stage: Standing) -> KnobOutcome:
         pods = {pod.uid: pod for pod in self._pods.of(key).values() if pod.alive}
@@ -306,6 +327,12 @@ class Actuator:
     def _require_leadership(self) -> None:
         if not self._may_act():
             raise ApiUnavailable("another controller leads now")
+
+
+def _has_come(stage: Standing, outcome: KnobOutcome) -> bool:
+    """Every replica has its place, or it is known why not."""
+    placed = sum(pod.node is not None for pod in stage.pods)
+    return stage.workload.replicas == outcome.wished and placed + len(stage.absent) >= outcome.wished
 
 
 def _is_settled(pod: PodState, asked: _Asked) -> bool:

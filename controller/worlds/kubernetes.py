@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from controller.cluster import Workload
 from controller.cost import Prices, effective_cost
 from controller.discovery import Discovery, Found
+from controller.granting import granted_of
 from controller.observe.histogram import quantile
 from controller.observe.series import KEPT_S, PodSeries, StageWindow, now_of, peak_of, window_of
 from controller.observe.source import Source, Target
@@ -86,7 +88,7 @@ class KubernetesWorld:
         self._scraper = scraper
         self._prices = prices
         self._owns = owns
-        self._actuator = Actuator(api, watching.index, clock.now, may_act=may_act, wait_s=grant_wait_s)
+        self._actuator = Actuator(api, watching.index, self._newest, clock.now, may_act=may_act, wait_s=grant_wait_s)
         self._seen: dict[tuple[str, str], Allocation] = {}
         """What the loop was told last; its wishes are relative to that."""
         self._found: tuple[tuple[Any, ...], Mapping[str, Found]] | None = None
@@ -148,7 +150,7 @@ class KubernetesWorld:
             goodput_per_s=done * within,
             completed=completed,
             missed=round(completed * (1 - within)),
-            cost_per_hour=effective_cost((stage.allocation for stage in seen), self._prices),
+            cost_per_hour=effective_cost((granted_of(stage) for stage in seen), self._prices),
         )
 
     async def gauges(self, key: str) -> Sequence[StageGauge]:
@@ -228,6 +230,10 @@ class KubernetesWorld:
         found = self.found().get(key)
         return self._actuator.wished_cpu(found, stage) if found else None
 
+    def _newest(self, workload: Workload) -> Workload:
+        kinds = {"Deployment": self._watching.deployments, "StatefulSet": self._watching.statefulsets}
+        return kinds[workload.kind].get(f"{workload.namespace}/{workload.name}") or workload
+
     def _pipeline(self, key: str) -> tuple[Found, dict[str, Standing]]:
         found = self.found().get(key)
         if found is None:
@@ -242,7 +248,7 @@ class KubernetesWorld:
                 series = self._scraper.series.get(pod.key)
                 fresh = series is not None and series.last is not None and now - series.last.time_s < _FRESH_S
                 if pod.host and pod.spec and not fresh:
-                    targets.append(Target(pod.key, pod.host, pod.spec.metrics))
+                    targets.append(Target(pod.key, pod.host, pod.spec.metrics, pod.began_s))
         await self._scraper.scrape(targets)
 
     def _series(self, stage: Standing) -> dict[str, PodSeries]:
@@ -281,7 +287,7 @@ class KubernetesWorld:
             name=stage.name,
             allocation=allocation,
             ready=ready,
-            starting=max(0, allocation.replicas - ready),
+            starting=stage.starting,
             granted=stage.granted,
             queue_depth=window.queue,
             queue_slope=window.queue_slope,

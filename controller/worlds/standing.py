@@ -35,6 +35,20 @@ class Standing:
             return None
         return min((pod.granted or LOWEST_RATE for pod in self.ready), default=None)
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Why replicas that are wished for do not come, a reason each: they cannot be created, or fit on no node."""
+        reasons = [pod.unplaced for pod in self.pods if pod.unplaced]
+        if self.workload.failure:
+            reasons += [self.workload.failure] * max(0, self.workload.replicas - len(self.pods))
+        # While a new version is rolled out there are more pods than replicas are wished for.
+        return tuple(reasons[: max(0, self.workload.replicas - len(self.ready))])
+
+    @property
+    def starting(self) -> int:
+        """Replicas that are not ready yet and on their way."""
+        return max(0, self.workload.replicas - len(self.ready) - len(self.absent))
+
     def allocation(self, wished: GpuRate | None) -> Allocation:
         """What each replica is to have; a GPU share as wished, CPU as the pods' specifications say.
 

@@ -89,6 +89,21 @@ def test_what_the_node_gave_and_why_it_gives_no_more_is_known() -> None:
 
 
 @pytest.mark.parametrize(
+    ("state", "began_s"),
+    [
+        ({"running": {"startedAt": "2026-01-01T00:00:10Z"}}, 1767225610.0),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, None),
+        ({"running": {}}, None),
+        ({"running": {"startedAt": "soon"}}, None),
+    ],
+)
+def test_when_the_chosen_container_began_is_known_while_it_runs(state: dict[str, Any], began_s: float | None) -> None:
+    other = {"name": "sidecar", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    seen = parse_pod(raw_pod(STAGE, containerStatuses=[other, {"name": "main", "state": state}]))
+    assert seen.began_s == began_s
+
+
+@pytest.mark.parametrize(
     ("raw", "takes"),
     [
         (raw_node(), True),

@@ -10,8 +10,9 @@ import pytest
 import pytest_asyncio
 
 from controller.memory.store import Store
+from sair.errors import SairError
 from sair.kube.client import Api, PatchKind
-from sair.kube.resources import DEPLOYMENTS, HPAS, PIPELINES
+from sair.kube.resources import DEPLOYMENTS, HPAS, PIPELINES, SCALEDOBJECTS
 from tests.controller.fleets import Running, RunningFleet
 from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually, installed
 from tests.e2e.cluster.control_plane import ControlPlane
@@ -21,6 +22,42 @@ pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certif
 
 GPU = {"gpu-rate": "0.3", "slo-p99": "300ms"}
 ONLY_REPLICAS = {"slo-p99": "300ms", "cpu-min": "1", "cpu-max": "1"}
+
+
+SCALED_OBJECT = {
+    "scaleTargetRef": {"name": "resize"},
+    "maxReplicaCount": 3,
+    "triggers": [{"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}],
+}
+KEDA = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+@pytest_asyncio.fixture
+async def keda(cluster: ControlPlane) -> AsyncIterator[None]:
+    """KEDA's ScaledObjects as a kind; KEDA itself does not run, and who scales is all that is read."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1alpha1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {"kind": "ScaledObject", "plural": "scaledobjects", "singular": "scaledobject"}
+    body = {
+        "metadata": {"name": "scaledobjects.keda.sh"},
+        "spec": {"group": "keda.sh", "scope": "Namespaced", "names": names, "versions": [version]},
+    }
+    async with await Api.from_environment(cluster.kubeconfig) as api:
+        await api.create(KEDA, body)
+        try:
+            await eventually(lambda: served(api))
+            yield
+        finally:
+            await api.delete(f"{KEDA}/scaledobjects.keda.sh")
+
+
+async def served(api: Api) -> bool:
+    """Whether ScaledObjects can be listed by now."""
+    try:
+        await api.list(SCALEDOBJECTS.path())
+    except SairError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -102,24 +139,44 @@ async def test_recommend_shows_and_does_nothing(stages: Stages, running: Running
     assert (await stages.condition("Paused"))["reason"] == "Recommend"
 
 
-async def test_another_autoscaler_on_the_same_workload_is_a_conflict_until_it_is_gone(
-    stages: Stages, running: Running
+@pytest.mark.parametrize("kind", ["HorizontalPodAutoscaler", "ScaledObject"])
+async def test_another_autoscaler_on_the_same_workload_is_a_conflict_until_it_is_gone_and_nothing_is_written_meanwhile(
+    stages: Stages, keda: None, running: Running, kind: str
 ) -> None:
-    await stages.stage("resize", ONLY_REPLICAS, node=await stages.node())
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "resize"}
-    hpa = {"metadata": {"name": "own"}, "spec": {"scaleTargetRef": target, "maxReplicas": 3}}
-    await stages.api.create(HPAS.path(stages.namespace), hpa)
+    spec = {"scaleTargetRef": target, "maxReplicas": 3} if kind == "HorizontalPodAutoscaler" else SCALED_OBJECT
+    owners = HPAS if kind == "HorizontalPodAutoscaler" else SCALEDOBJECTS
+    version = "autoscaling/v2" if kind == "HorizontalPodAutoscaler" else "keda.sh/v1alpha1"
+    body = {"apiVersion": version, "kind": kind, "metadata": {"name": "own"}, "spec": spec}
+    await stages.api.create(owners.path(stages.namespace), body)
+    (exporter,) = await stages.stage("resize", {"slo-p99": "300ms"}, node=await stages.node())
+    before = await stages.api.get(DEPLOYMENTS.path(stages.namespace, "resize"))
 
     async def conflict(holds: str) -> bool:
         return (await stages.condition("Conflict")).get("status") == holds
 
     await eventually(lambda: conflict("True"))
-    assert (await stages.condition("Conflict"))[
-        "message"
-    ] == "HorizontalPodAutoscaler/own scales Deployment/resize as well"
+    assert (await stages.condition("Conflict"))["message"] == f"{kind}/own scales Deployment/resize as well"
     assert (await stages.condition("Paused"))["status"] == "True"
-    await stages.api.delete(HPAS.path(stages.namespace, "own"))
+    # From now on it would be scaled in the next round.
+    exporter.rate_per_s, exporter.service_s, exporter.latency_s, exporter.queue = 60.0, 0.025, 1.0, 30.0
+
+    async def recommended() -> bool:
+        return bool(await stages.notes("Recommended"))
+
+    await eventually(recommended)
+    after = await stages.api.get(DEPLOYMENTS.path(stages.namespace, "resize"))
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    assert await stages.cpu("resize-0") == {"requests": "1"}
+    assert not await stages.notes("Scaled")
+    assert not await stages.notes("Reflex")
+    await stages.api.delete(owners.path(stages.namespace, "own"))
     await eventually(lambda: conflict("False"))
+
+    async def scaled() -> bool:
+        return await stages.replicas("resize") > 1 or await stages.cpu("resize-0") != {"requests": "1"}
+
+    await eventually(scaled)
 
 
 async def test_without_metrics_it_holds_and_says_why_and_goes_on_when_they_are_back(

@@ -58,6 +58,8 @@ def test_a_wish_that_was_not_granted_limits_scaling() -> None:
     assert limits(report(outcomes=[outcome])) == (True, "NotGranted", "infer gpu_rate: the card is full")
     waiting = observation(stages={"infer": {"granted": allocations(gpu_milli=400)["infer"].gpu_rate}})
     assert limits(report(observation=waiting)).message == "infer: 0.4 of 0.5 granted"
+    alone = observation(stages={"infer": {"ready": 1}, "pre": {"ready": 1, "starting": 1}})
+    assert limits(report(observation=alone)).message == "infer: 1 of 2 replicas are not to be had"
 
 
 @pytest.mark.parametrize(("rule", "reason"), [("cost cap", "Budget"), ("capacity", "NoRoom"), ("bounds", "Bounds")])

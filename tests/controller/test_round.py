@@ -149,6 +149,54 @@ def test_a_share_that_is_wished_and_not_granted_is_no_capacity() -> None:
     assert believed == stage.sojourn(80.0, 3, 1.0, 0.3, 0.0)
 
 
+def refused_replicas(starting: int = 0) -> tuple[Knowledge, Situation]:
+    """Two more replicas at the bottleneck, of which some start and no room is found for the others; and the window after it."""
+    had, wished = (allocations(pre=4, infer=count, post=3, gpu_milli=300, cpu=2000) for count in (3, 5))
+    seen, knowledge = situation(observation(had, 80.0)), experienced(observation(had, 80.0))
+    menu = rounds.candidates(knowledge, seen, TUNING)
+    decision = rounds.admit(knowledge, menu, Proposal(Action((StageDelta("infer", replicas=2),)), "in-context"), TUNING)
+    outcome = KnobOutcome("infer", "replicas", 5, 3 + starting, "2 of 5 replicas: exceeded quota")
+    knowledge = rounds.applied(knowledge, seen, decision, [outcome], TUNING)
+    service = observation(had, 80.0).stages[1].service_s
+    stages = {"infer": {"ready": 3, "starting": starting, "service_s": service}}
+    return knowledge, situation(observation(wished, 80.0, stages, time_s=330.0))
+
+
+@pytest.mark.parametrize(("starting", "action"), [(0, HOLD), (1, Action((StageDelta("infer", replicas=1),)))])
+def test_replicas_that_were_refused_are_no_part_of_the_action_that_is_rewarded(starting: int, action: Action) -> None:
+    knowledge, later = refused_replicas(starting)
+    assert knowledge.learned.last_action == action
+    experience = rounds.conclude(knowledge, later.observation, VIEW, TUNING)
+    assert experience is not None
+    assert experience.action == action
+    assert (experience.reward.proactive > 0.0) is bool(action)
+
+
+@pytest.mark.parametrize("starting", [0, 1])
+def test_replicas_that_were_refused_are_no_capacity_and_those_that_start_are(starting: int) -> None:
+    knowledge, later = refused_replicas(starting)
+    model = rounds.candidates(knowledge, later, TUNING).case.model
+    stage = model.stages["infer"]
+    there = stage.sojourn(80.0, 3 + starting, 1.0, 0.3, 0.0)
+    assert stage.sojourn(80.0, 5, 1.0, 0.3, 0.0) == there
+    assert stage.reachable_per_s(5) == stage.reachable_per_s(3 + starting)
+    current = later.observation.allocations
+    fewer = {**current, "infer": replace(current["infer"], replicas=3 + starting)}
+    assert model.forecast(current).p99_s == model.forecast(fewer).p99_s
+
+
+def test_after_refused_replicas_a_share_is_offered_and_chosen_instead() -> None:
+    knowledge, later = refused_replicas()
+    more = replace(later, observation=replace(later.observation, arrivals_per_s=110.0, arrivals_peak_per_s=110.0))
+    # Even once the refusal itself is forgotten: what is wished for and does not come is not wished for once more.
+    for before in (knowledge, replace(knowledge, learned=replace(knowledge.learned, refusals=()))):
+        known, _ = rounds.take_in(before, VIEW, more.observation, TUNING)
+        menu = rounds.candidates(known, more, TUNING)
+        assert not any(each.action.on("infer").replicas > 0 for each in menu.candidates)
+        chosen = rounds.choose(known, menu, replace(TUNING, probing=False), np.random.default_rng(0))
+        assert chosen.action.on("infer").gpu_milli > 0
+
+
 def test_replicas_that_are_starting_are_not_ordered_a_second_time() -> None:
     one, four = (allocations(pre=4, infer=count, post=3, gpu_milli=500, cpu=2000) for count in (1, 4))
     calm = replace(TUNING, probing=False, reserve=False)

@@ -23,9 +23,11 @@ def raw_workload(
     }
 
 
-def workload(name: str, annotations: dict[str, str] | None = None, **more: Any) -> Workload:
-    """The same, parsed."""
-    return parse_workload(raw_workload(name, annotations, **more), "Deployment")
+def workload(
+    name: str, annotations: dict[str, str] | None = None, *, raw: dict[str, Any] | None = None, **more: Any
+) -> Workload:
+    """The same, or another raw one, parsed."""
+    return parse_workload(raw or raw_workload(name, annotations, **more), "Deployment")
 
 
 def raw_pod(

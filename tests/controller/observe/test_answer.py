@@ -10,6 +10,7 @@ import pytest
 
 from controller.observe.answer import Series, by_pod, missing_of, parse_declared, parse_matrix, scrapes_of
 from controller.observe.histogram import Histogram
+from controller.observe.series import PodSeries
 from sair.annotations import MetricsEndpoint
 from sair.errors import MetricsUnavailable, WireError
 
@@ -38,8 +39,8 @@ def read(found: list[Series], *, declared: tuple[str, ...] = (), after_s: float 
 
 def test_what_a_pod_said_at_one_moment_is_put_together_again() -> None:
     (scrape,) = read(honest()).scrapes
-    assert (scrape.time_s, scrape.queue, scrape.arrivals) == (10.0, 3.0, 100.0)
-    assert scrape.latency == Histogram((0.1, math.inf), (90.0, 100.0))
+    assert (scrape.time_s, scrape.queue, sum(scrape.arrivals.values())) == (10.0, 3.0, 100.0)
+    assert list(scrape.latency.values()) == [Histogram((0.1, math.inf), (90.0, 100.0))]
 
 
 def test_only_what_is_new_is_given_oldest_first() -> None:
@@ -68,14 +69,23 @@ def test_what_was_never_said_is_named_unless_it_is_known_to_be_declared() -> Non
     assert missing_of(rest, ENDPOINT) == [ARRIVALS]
     assert ARRIVALS in read(rest).problem
     (scrape,) = read(rest, declared=(ARRIVALS,)).scrapes
-    assert scrape.arrivals == 0.0
+    assert scrape.arrivals == {}
 
 
 def test_of_several_that_export_the_same_the_one_scraped_last_counts_alone() -> None:
     older = [Series({**each.metric, "instance": "i:2"}, [(9.0, each.values[0][1])]) for each in honest()]
     sidecar = series("process_cpu_seconds_total", (11.0, "5"), instance="i:3")
     (scrape,) = read([*older, sidecar, *honest()]).scrapes
-    assert (scrape.time_s, scrape.arrivals, scrape.cpu_s) == (10.0, 100.0, None)
+    assert (scrape.time_s, list(scrape.arrivals.values()), scrape.cpu_s) == (10.0, [100.0], {})
+
+
+def test_where_now_one_job_counts_and_now_another_each_has_its_own_counters() -> None:
+    other = [Series({**each.metric, "instance": "i:2"}, [(12.0, each.values[0][1])]) for each in honest(arrived="7")]
+    pod = PodSeries()
+    for found in (honest(10.0), other, honest(14.0, "103")):
+        (scrape,) = read(found).scrapes
+        pod.append(scrape)
+    assert [each.arrivals for each in pod.between(0.0, 20.0)] == [0.0, 0.0, 3.0]
 
 
 def test_nothing_at_all_says_what_to_look_at() -> None:

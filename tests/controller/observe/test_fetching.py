@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -12,6 +13,10 @@ from aiohttp import web
 from controller.observe.fetching import Fetcher
 from sair.errors import MetricsUnavailable
 from sair.serving import serve
+
+BOMB = gzip.compress(bytes(50 * 2**20))
+"""Fifty MiB in fifty KiB."""
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -91,6 +96,12 @@ async def test_a_text_is_read_however_it_is_sent(answers: tuple[bytes, ...]) -> 
         ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",), "without a size"),
         ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",), "broke off"),
         ((b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx",), "compressed"),
+        ((b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", BOMB), "compressed"),
+        ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", BOMB), "transfer encoding gzip, chunked"),
+        ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7fffffff\r\nx",), "more than 4194304 bytes"),
+        ((CHUNKED, *([b"80000\r\n" + b"x" * 0x80000 + b"\r\n"] * 10)), "more than 4194304 bytes"),
+        ((CHUNKED, *([b"1\r\nx\r\n" * 10_000] * 10)), "more than 50000 chunks"),
+        ((CHUNKED, b"1;" + b"y" * 5_000), "without a size"),
         ((b"HTTP/1.0 200 OK\r\n\r\n", *([b"x" * 1_000_000] * 6)), "more than 4194304 bytes"),
         ((), "closed without an answer"),
     ],
@@ -99,6 +110,42 @@ async def test_whatever_else_comes_is_a_problem_with_its_reason(answers: tuple[b
     async with speaking(*answers) as (port, _):
         with pytest.raises(MetricsUnavailable, match=problem):
             await get(port)
+
+
+async def test_an_answer_in_chunks_of_a_line_s_end_each_is_read() -> None:
+    async with speaking(CHUNKED, *([b"2\r\n\r\n\r\n" * 200] * 200), b"0\r\nX: y\r\n\r\n") as (port, _):
+        assert await get(port, timeout_s=15.0) == b"\r\n" * 40_000
+
+
+async def test_no_more_is_read_than_may_be_kept() -> None:
+    """Bounded while it comes, not once it is there: the server is hung up on long before it has said all."""
+    sent = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(OSError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.0 200 OK\r\n\r\n")
+            while sent < 200 * 2**20:
+                writer.write(bytes(2**20))
+                await writer.drain()
+                sent += 2**20
+        writer.transport.abort()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    with pytest.raises(MetricsUnavailable, match="more than 4194304 bytes"):
+        await get(server.sockets[0].getsockname()[1], timeout_s=15.0)
+    await asyncio.sleep(0.1)
+    server.close()
+    # What lies in the sockets' buffers comes on top.
+    assert sent <= 32 * 2**20
+
+
+async def test_one_that_drips_is_left_when_its_time_is_over_however_steadily_it_drips() -> None:
+    drops = [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", *([b"x"] * 1000)]
+    async with speaking(*drops, pause_s=0.02) as (port, _):
+        with pytest.raises(MetricsUnavailable, match="TimeoutError"):
+            await get(port, timeout_s=0.5)
 
 
 @pytest.mark.parametrize("answers", [(), (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",)], ids=["silent", "stuck"])

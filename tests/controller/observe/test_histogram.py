@@ -76,7 +76,25 @@ def test_growth_between_two_scrapes_is_what_came_between_them(before: list[float
 
 def test_after_a_restart_everything_counted_is_new() -> None:
     assert increase(counted([0.1] * 50), counted([0.2] * 3)) == counted([0.2] * 3)
-    assert increase(counted([0.1], (1.0, math.inf)), counted([0.1])) == counted([0.1])
+
+
+@given(latencies, latencies, st.sets(st.sampled_from(BOUNDS[:-1])), st.sets(st.sampled_from(BOUNDS[:-1])))
+def test_where_buckets_are_left_out_growth_is_exact_at_those_that_were_always_there(
+    before: list[float], more: list[float], here: set[float], there: set[float]
+) -> None:
+    old, new = ((*sorted(bounds), math.inf) for bounds in (here, there))
+    grown = increase(counted(before, old), counted(before + more, new))
+    assert grown.bounds == new
+    assert list(grown.counts) == sorted(grown.counts)
+    for bound, count in zip(grown.bounds, grown.counts, strict=True):
+        if bound in old:
+            assert count == sum(each <= bound for each in more)
+
+
+def test_a_restart_is_seen_in_the_buckets_that_both_have() -> None:
+    assert increase(counted([0.1] * 9, (0.2, math.inf)), counted([0.1] * 3)) == counted([0.1] * 3)
+    assert increase(Histogram(), counted([0.1])) == counted([0.1])
+    assert increase(counted([0.1]), Histogram()) == Histogram()
 
 
 def test_buckets_read_while_requests_end_stay_cumulative() -> None:

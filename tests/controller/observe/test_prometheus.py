@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from controller.observe.exposition import Scrape
 from controller.observe.fetching import Fetcher
+from controller.observe.growth import Growth
 from controller.observe.prometheus import PrometheusServer, PrometheusSource
 from controller.observe.scraper import Scraper
 from controller.observe.series import window_of
@@ -82,13 +82,12 @@ async def until(one: Source, targets: Sequence[Target], what: str) -> None:
             await asyncio.sleep(0.1)
 
 
-def steps(one: Source, target: Target) -> list[Scrape]:
-    """What a pod said, without the times and without what it said twice in a row."""
-    seen: list[Scrape] = []
-    for scrape in one.series[target.key].between(0.0, time.time()):
-        timeless = replace(scrape, time_s=0.0)
-        if not seen or seen[-1] != timeless:
-            seen.append(timeless)
+def steps(one: Source, target: Target) -> list[Growth]:
+    """What a pod did, without the times and without scrapes between which nothing happened."""
+    seen: list[Growth] = []
+    for growth in one.series[target.key].between(0.0, time.time()):
+        if growth.arrivals or not seen or growth.queue != seen[-1].queue:
+            seen.append(replace(growth, time_s=0.0))
     return seen
 
 
@@ -161,7 +160,7 @@ async def test_names_and_labels_are_literals_however_they_look(
     server: Prometheus, session: aiohttp.ClientSession
 ) -> None:
     hostile = ['a"} or vector(1) #', "b\\", "c.*", "d|e", "f\n", "ü{}[]()^$+?*", ".*", "c.x"]
-    async with exporting(said(7, more='other{pod="x"} 1\n')) as pod, exporting(said(11)) as other:
+    async with exporting(said(7, more='other{pod="x"} 1\n')) as pod, exporting(said(11, "3")) as other:
         pods = {("n", name): pod for name in hostile[:-1]} | {("n", "c.x"): other}
         server.scrape(pods)
         read = source(session, server)
@@ -170,7 +169,7 @@ async def test_names_and_labels_are_literals_however_they_look(
         for one in targets:
             last = read.series[one.key].last
             assert last is not None
-            assert last.arrivals == (11 if one.pod[1] == "c.x" else 7), one.key
+            assert last.queue == (3 if one.pod[1] == "c.x" else 2), one.key
         assert read.problems == {}
         await read.aclose()
 
@@ -212,7 +211,7 @@ async def test_two_jobs_that_scrape_the_same_pod_do_not_count_twice(
         window = window_of({"a": read.series[one.key]}, time.time(), 30.0)
         assert window is not None
         assert window.arrivals_per_s == 0.0
-        assert all(scrape.arrivals == 8 for scrape in read.series[one.key].between(0.0, time.time()))
+        assert window.queue == 2.0
         await read.aclose()
 
 

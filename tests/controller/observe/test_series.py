@@ -3,14 +3,26 @@ from typing import Any
 
 import pytest
 
-from controller.observe.exposition import Scrape, Services
+from controller.observe.exposition import Observed, Scrape
 from controller.observe.histogram import Histogram
 from controller.observe.series import KEPT_S, PodSeries, now_of, peak_of, window_of
 
 
 def scrape(time_s: float, arrivals: float, queue: float = 0.0, **more: Any) -> Scrape:
     done = Histogram((0.1, math.inf), (arrivals, arrivals))
-    return Scrape(time_s, arrivals, queue, done, Histogram(), **more)
+    return Scrape(time_s, queue, {(): arrivals}, {(): done}, **more)
+
+
+def cpu(seconds: float) -> dict[Any, float]:
+    return {(): seconds}
+
+
+def plain(total: float, count: float) -> dict[Any, Observed]:
+    return {(): Observed(total, count)}
+
+
+def by_size(**sizes: Observed) -> dict[Any, Observed]:
+    return {(("batch", name.removeprefix("of_")),): seen for name, seen in sizes.items()}
 
 
 def series(*scrapes: Scrape) -> PodSeries:
@@ -39,8 +51,8 @@ def test_a_counter_that_fell_began_anew_at_nothing() -> None:
 
 def test_service_time_and_cpu_are_ratios_of_growth() -> None:
     one = series(
-        scrape(0, 0, service_sum_s=1.0, service_count=10.0, cpu_s=5.0),
-        scrape(10, 40, service_sum_s=3.0, service_count=50.0, cpu_s=8.0),
+        scrape(0, 0, services=plain(1.0, 10.0), cpu_s=cpu(5.0)),
+        scrape(10, 40, services=plain(3.0, 50.0), cpu_s=cpu(8.0)),
     )
     seen = window_of({"a": one}, 10, 10)
     assert seen is not None
@@ -50,11 +62,14 @@ def test_service_time_and_cpu_are_ratios_of_growth() -> None:
 
 def test_services_are_counted_by_batch_size_over_pods_and_restarts() -> None:
     one = series(
-        scrape(0, 0, by_batch=(Services(1, 5.0, 50.0), Services(4, 1.0, 10.0))),
-        scrape(5, 0, by_batch=(Services(1, 6.0, 60.0), Services(4, 3.0, 20.0))),
-        scrape(10, 0, by_batch=(Services(1, 0.4, 5.0),)),
+        scrape(0, 0, services=by_size(of_1=Observed(5.0, 50.0), of_4=Observed(1.0, 10.0))),
+        scrape(5, 0, services=by_size(of_1=Observed(6.0, 60.0), of_4=Observed(3.0, 20.0))),
+        scrape(10, 0, services=by_size(of_1=Observed(0.4, 5.0))),
     )
-    two = series(scrape(0, 0), scrape(10, 0, by_batch=(Services(4, 2.0, 10.0),)))
+    two = series(
+        scrape(0, 0, services=by_size(of_4=Observed(1.0, 5.0))),
+        scrape(10, 0, services=by_size(of_4=Observed(3.0, 15.0))),
+    )
     seen = window_of({"a": one, "b": two}, 10, 10)
     assert seen is not None
     assert [(each.size, each.services) for each in seen.batches] == [(1, 15.0), (4, 20.0)]
@@ -64,12 +79,10 @@ def test_services_are_counted_by_batch_size_over_pods_and_restarts() -> None:
 
 
 def test_variation_is_read_from_the_buckets_of_each_size() -> None:
-    def said(low: float, high: float) -> Services:
-        return Services(4, 0.1 * high, high, Histogram((0.1, 0.2, math.inf), (low, high, high)))
+    def said(low: float, high: float) -> dict[Any, Observed]:
+        return by_size(of_4=Observed(0.1 * high, high, Histogram((0.1, 0.2, math.inf), (low, high, high))))
 
-    seen = window_of(
-        {"a": series(scrape(0, 0, by_batch=(said(5, 5),)), scrape(10, 0, by_batch=(said(105, 205),)))}, 10, 10
-    )
+    seen = window_of({"a": series(scrape(0, 0, services=said(5, 5)), scrape(10, 0, services=said(105, 205)))}, 10, 10)
     assert seen is not None
     # Even between 0 and 0.2 s: variance 0.2²/12 about a mean of 0.1 s.
     assert seen.batches[0].scv == pytest.approx(1 / 3)
@@ -88,9 +101,10 @@ def test_the_age_is_that_of_the_pod_that_was_silent_longest() -> None:
 
 def test_scrapes_out_of_order_are_ignored_and_old_ones_forgotten() -> None:
     one = series(scrape(10, 10), scrape(10, 99), scrape(9, 99), scrape(11, 12))
-    assert one.last == scrape(11, 12)
+    assert one.last is not None
+    assert (one.last.time_s, one.last.arrivals) == (11, 2)
     one.append(scrape(11 + KEPT_S + 1, 50))
-    assert one.between(0, 1000) == [scrape(11 + KEPT_S + 1, 50)]
+    assert [(each.time_s, each.arrivals) for each in one.between(0, 1000)] == [(11 + KEPT_S + 1, 38)]
 
 
 def test_the_peak_is_the_highest_rate_of_all_pods_together_over_five_seconds() -> None:
@@ -103,8 +117,8 @@ def test_the_peak_is_the_highest_rate_of_all_pods_together_over_five_seconds() -
 
 
 def test_the_mean_batch_is_that_of_the_window_over_all_pods_that_say() -> None:
-    one = series(scrape(0, 0, batch_sum=100.0, batch_count=50.0), scrape(10, 40, batch_sum=160.0, batch_count=60.0))
-    two = series(scrape(0, 0, batch_sum=0.0, batch_count=0.0), scrape(10, 40, batch_sum=20.0, batch_count=10.0))
+    one = series(scrape(0, 0, batches=plain(100.0, 50.0)), scrape(10, 40, batches=plain(160.0, 60.0)))
+    two = series(scrape(0, 0, batches=plain(0.0, 0.0)), scrape(10, 40, batches=plain(20.0, 10.0)))
     mute = series(scrape(0, 0), scrape(10, 40))
     seen = window_of({"a": one, "b": two, "c": mute}, 10, 10)
     assert seen is not None

@@ -6,24 +6,20 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
-from controller.cost import Prices
-from controller.observe.fetching import Fetcher
-from controller.observe.scraper import Scraper
-from controller.state import Allocation, KnobOutcome
-from controller.watching import Watching
-from controller.worlds.kubernetes import KubernetesWorld, WallClock
+from controller.state import KnobOutcome
 from controller.worlds.wishing import write_rates
 from sair.errors import ApiUnavailable, MetricsUnavailable, NotFound
 from sair.kube.client import Api, PatchKind, Raw
 from sair.kube.patch import merge_patch_annotations
 from sair.kube.resources import DEPLOYMENTS, PIPELINES, PODS
 from sair.quantities import GpuRate, Millicores
-from tests.controller.stages import EXTENDER, SERVICE_ACCOUNT, Stages, eventually, installed, task
+from tests.controller.stages import EXTENDER, Stages, eventually, installed
+from tests.controller.worlds.opening import Opened, apply, opening, ready
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
@@ -46,58 +42,10 @@ async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
         yield standing
 
 
-@dataclass
-class Leader:
-    leads: bool = True
-
-    def __call__(self) -> bool:
-        return self.leads
-
-
-@dataclass
-class Opened:
-    world: KubernetesWorld
-    scraper: Scraper
-    leader: Leader
-    api: Api
-
-
 @pytest_asyncio.fixture
 async def opened(cluster: ControlPlane) -> AsyncIterator[Opened]:
-    async with (
-        await Api.from_environment(cluster.client_kubeconfig(SERVICE_ACCOUNT)) as api,
-        Fetcher() as fetcher,
-    ):
-        watching, clock, leader = Watching(api), WallClock(), Leader()
-        scraper = Scraper(fetcher, clock.now)
-        world = KubernetesWorld(api, watching, scraper, Prices(), clock=clock, may_act=leader, grant_wait_s=1.0)
-        async with task(watching.run()):
-
-            async def synced() -> bool:
-                return watching.why_not_synced() is None
-
-            await eventually(synced, watching.why_not_synced)
-            yield Opened(world, scraper, leader, api)
-
-
-async def ready(opened: Opened, key: str, replicas: int) -> dict[str, Allocation]:
-    """Wait until the pods have been seen and scraped twice; gives the allocations."""
-
-    async def seen() -> bool:
-        if key not in opened.world.found():
-            return False
-        try:
-            gauges = await opened.world.gauges(key)
-        except MetricsUnavailable:
-            return False
-        return sum(gauge.ready for gauge in gauges) == replicas
-
-    await eventually(seen)
-    return (await opened.world.observe(key, 2.0)).allocations
-
-
-async def apply(opened: Opened, key: str, stage: str, wanted: Allocation) -> dict[str, KnobOutcome]:
-    return {each.knob: each for each in await opened.world.apply(key, {stage: wanted}, reason="a test")}
+    async with opening(cluster) as one:
+        yield one
 
 
 async def changes(api: Api, path: str, after: str) -> AsyncIterator[Raw]:
