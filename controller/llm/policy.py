@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from controller.decision import Proposal
+from controller.decision import Proposal, Verdict
 from controller.knowledge import Knowledge
-from controller.llm.breaker import Breaker, Spending
+from controller.llm.account import Account, Spending
+from controller.llm.breaker import Breaker
 from controller.llm.client import Completion, ModelBusy, ModelClient
 from controller.llm.prompt import Question, ask, repair
 from controller.llm.reply import Answer, read
@@ -22,8 +23,8 @@ from sair.errors import ModelUnavailable, WireError
 
 __all__ = ["LlmPolicy", "Trace"]
 
-Judge = Callable[[Action], str | None]
-"""Why the guardrails refuse an action as a whole, None if they do not."""
+Judge = Callable[[Action], Verdict | None]
+"""The guardrail that refuses an action as a whole, None if none does."""
 
 
 @dataclass(slots=True)
@@ -56,7 +57,6 @@ class LlmPolicy:
         self._settings = settings
         self._clock = clock
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s)
-        self._spending: dict[str, Spending] = {}
         self._under_way: Counter[str] = Counter()
 
     async def close(self) -> None:
@@ -64,7 +64,13 @@ class LlmPolicy:
         await self._client.close()
 
     async def propose(
-        self, knowledge: Knowledge, menu: Menu, judge: Judge, rng: np.random.Generator, trace: Trace
+        self,
+        knowledge: Knowledge,
+        menu: Menu,
+        judge: Judge,
+        rng: np.random.Generator,
+        trace: Trace,
+        account: Account,
     ) -> Proposal:
         """Ask the model about this round.
 
@@ -74,28 +80,38 @@ class LlmPolicy:
             judge: The guardrails' word on an action; a refusal costs the one repair.
             rng: Shuffles the menu.
             trace: Filled in with what happened, also when this raises.
+            account: The pipeline's.
 
         Raises:
             ModelUnavailable: If the model gave no usable answer, whatever the reason.
         """
+        await account.settle(self._clock())
         now = self._clock()
-        spending = self._spending.setdefault(knowledge.pipeline, Spending())
-        if spending.exceeds(now, self._settings.tokens_per_day, self._settings.dollars_per_day):
-            raise self._failed(trace, "today's budget of this pipeline is used up")
+        refused = account.refusal(now, self._settings.tokens_per_day, self._settings.dollars_per_day)
+        if refused:
+            raise self._failed(trace, refused)
         if not self._breaker.allows(now):
             raise self._failed(trace, f"the circuit breaker is open for another {self._breaker.closed_at - now:.0f} s")
         if self._under_way[knowledge.pipeline] >= self._settings.pipeline_concurrency:
             raise self._failed(trace, "as many calls of this pipeline as may be are still under way")
         self._under_way[knowledge.pipeline] += 1
         try:
-            return await self._proposed(knowledge, menu, judge, rng, trace, now)
+            return await self._proposed(knowledge, menu, judge, rng, trace, account, now)
         finally:
             self._under_way[knowledge.pipeline] -= 1
             if not self._under_way[knowledge.pipeline]:
                 del self._under_way[knowledge.pipeline]
+            await account.settle(self._clock())
 
     async def _proposed(
-        self, knowledge: Knowledge, menu: Menu, judge: Judge, rng: np.random.Generator, trace: Trace, now: float
+        self,
+        knowledge: Knowledge,
+        menu: Menu,
+        judge: Judge,
+        rng: np.random.Generator,
+        trace: Trace,
+        account: Account,
+        now: float,
     ) -> Proposal:
         question = ask(knowledge, menu, self._settings.mode, rng)
         trace.prompt_hash = question.digest
@@ -104,7 +120,7 @@ class LlmPolicy:
         for attempt in range(2):
             try:
                 answer = await self._answer(
-                    repair(question, problem) if attempt else question, knowledge, menu, deadline, trace
+                    repair(question, problem) if attempt else question, menu, deadline, trace, account
                 )
             except ModelBusy as error:
                 # Our own queue, not the server: it must not open the breaker for everybody.
@@ -120,28 +136,26 @@ class LlmPolicy:
                 self._breaker = self._breaker.succeeded()
                 trace.rationale, trace.bottleneck = answer.rationale, answer.bottleneck
                 return Proposal(answer.action, "llm", answer.rationale, answer.candidate)
-            problem = refusal
+            problem = f"{refusal.rule}: {refusal.reason}"
         self._breaker = self._breaker.failed(self._clock())
         raise self._failed(trace, f"no usable answer after one repair: {problem}")
 
-    async def _answer(
-        self, question: Question, knowledge: Knowledge, menu: Menu, deadline: float, trace: Trace
-    ) -> Answer:
+    async def _answer(self, question: Question, menu: Menu, deadline: float, trace: Trace, account: Account) -> Answer:
         left = deadline - self._clock()
         if left <= 0:
             raise ModelUnavailable(f"no time was left of the deadline of {self._settings.deadline_s:g} s")
         completion = await self._client.complete(question.messages, question.schema, left)
-        self._count(completion, knowledge.pipeline, trace)
+        self._count(completion, trace, account)
         return read(completion.text, question, menu)
 
-    def _count(self, completion: Completion, pipeline: str, trace: Trace) -> None:
+    def _count(self, completion: Completion, trace: Trace, account: Account) -> None:
         settings = self._settings
         dollars = (
             completion.tokens_in * settings.dollars_per_million_in
             + completion.tokens_out * settings.dollars_per_million_out
         ) / 1e6
         tokens = completion.tokens_in + completion.tokens_out
-        self._spending[pipeline] = self._spending[pipeline].add(self._clock(), tokens, dollars)
+        account.add(self._clock(), Spending(tokens, dollars))
         trace.model = completion.model
         trace.replies.append(completion.text)
         trace.tokens_in += completion.tokens_in

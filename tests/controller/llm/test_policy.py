@@ -2,30 +2,40 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from controller.decision import Proposal
+from controller.decision import Proposal, Verdict
 from controller.knowledge import Knowledge
+from controller.llm.account import Account
 from controller.llm.client import ModelClient
 from controller.llm.policy import Judge, LlmPolicy, Trace
 from controller.llm.settings import ModelSettings
+from controller.memory.store import Store
 from controller.menu import Menu
 from controller.state import Action
 from sair.errors import ModelUnavailable
 from tests.controller.scenes import decision_point
 from tests.fakes.model_server import Reply, misbehaving_server, says
 
-Scene = tuple[Knowledge, Menu]
 CHOICE = json.dumps({"choice": 1, "bottleneck": "none", "rationale": "because"})
 
 
+@dataclass
+class Scene:
+    """A question to put, and the Redis that keeps what it cost."""
+
+    knowledge: Knowledge
+    menu: Menu
+    store: Store
+
+
 @pytest.fixture
-async def scene() -> Scene:
-    return await decision_point()
+async def scene(store: Store) -> Scene:
+    return Scene(*await decision_point(), store)
 
 
 class Clock:
@@ -40,8 +50,12 @@ def agree(_action: Action) -> None:
     return None
 
 
-async def propose(policy: LlmPolicy, scene: Scene, judge: Judge = agree, trace: Trace | None = None) -> Proposal:
-    return await policy.propose(*scene, judge, np.random.default_rng(0), trace or Trace())
+async def propose(
+    policy: LlmPolicy, scene: Scene, judge: Judge = agree, trace: Trace | None = None, account: Account | None = None
+) -> Proposal:
+    """As a controller that leads from now on, unless it has an account already."""
+    account = account or Account(scene.knowledge.pipeline, scene.store)
+    return await policy.propose(scene.knowledge, scene.menu, judge, np.random.default_rng(0), trace or Trace(), account)
 
 
 def policy_for(url: str, clock: Callable[[], float] | None = None, **changes: Any) -> LlmPolicy:
@@ -56,7 +70,7 @@ async def test_the_models_choice_is_proposed_with_its_rationale_kept_for_people(
         proposal = await propose(policy, scene, trace=trace)
         await policy.close()
     assert (proposal.policy, proposal.reason) == ("llm", "because")
-    assert scene[1].find(proposal.action) is not None
+    assert scene.menu.find(proposal.action) is not None
     assert (trace.tokens_in, trace.tokens_out, len(trace.replies)) == (100, 10, 1)
 
 
@@ -90,7 +104,9 @@ async def test_a_refusal_of_the_guardrails_costs_the_repair_and_then_somebody_el
     async with misbehaving_server(says(CHOICE)) as server:
         policy = policy_for(server.url)
         with pytest.raises(ModelUnavailable, match="safe descent"):
-            await propose(policy, scene, judge=lambda _action: "safe descent: P99 is above the SLO")
+            await propose(
+                policy, scene, judge=lambda _action: Verdict("safe descent", "rejected", "P99 is above the SLO")
+            )
         await policy.close()
     assert len(server.requests) == 2
 
@@ -109,12 +125,14 @@ async def test_the_breaker_stops_asking_a_server_that_fails(scene: Scene) -> Non
         await policy.close()
 
 
-async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow(scene: Scene) -> None:
+async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow_whoever_leads(scene: Scene) -> None:
     clock = Clock()
     async with misbehaving_server(says(CHOICE)) as server:
+        for _ in range(2):
+            policy = policy_for(server.url, clock, tokens_per_day=150)
+            await propose(policy, scene)
+            await policy.close()
         policy = policy_for(server.url, clock, tokens_per_day=150)
-        await propose(policy, scene)
-        await propose(policy, scene)
         with pytest.raises(ModelUnavailable, match="budget"):
             await propose(policy, scene)
         clock.now += 86_400
@@ -125,8 +143,8 @@ async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow(scene: Scene
 
 def of(scene: Scene, pipeline: str) -> Scene:
     """The same scene of another pipeline."""
-    knowledge, menu = scene
-    return replace(knowledge, learned=replace(knowledge.learned, pipeline=pipeline)), menu
+    learned = replace(scene.knowledge.learned, pipeline=pipeline)
+    return replace(scene, knowledge=replace(scene.knowledge, learned=learned))
 
 
 async def test_calls_of_many_pipelines_are_under_way_at_once_and_never_more_than_allowed(scene: Scene) -> None:
@@ -143,7 +161,12 @@ async def test_waiting_for_a_slot_in_vain_falls_back_and_leaves_the_breaker_clos
     async with misbehaving_server(says(CHOICE)) as server:
         server.slowly_s = 0.4
         policy = policy_for(server.url, time.time, concurrency=1, deadline_s=1.0, breaker_failures=1)
-        calls = (propose(policy, of(scene, f"ns/p{number}")) for number in range(8))
+        # All at once: the slot of one that was cut off is free before the server is done with it.
+        scenes = [of(scene, f"ns/p{number}") for number in range(8)]
+        accounts = [Account(each.knowledge.pipeline, scene.store) for each in scenes]
+        for account in accounts:
+            await account.settle(time.time())
+        calls = (propose(policy, each, account=account) for each, account in zip(scenes, accounts, strict=True))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         waited = [each for each in outcomes if isinstance(each, ModelUnavailable)]
         assert any("none of the 1 calls under way ended" in str(each) for each in waited)
