@@ -68,13 +68,13 @@ async def _run(settings: Settings, model_settings: ModelSettings) -> None:
         api = await stack.enter_async_context(await Api.from_environment(kubeconfig))
         store = Store.from_url(settings.redis_url)
         stack.push_async_callback(store.close)
-        model = None
-        if model_settings.configured:
-            model = LlmPolicy(ModelClient(model_settings), model_settings)
-            stack.push_async_callback(model.close)
         watching = Watching(api)
         registry = new_registry()
         metrics = ControllerMetrics(registry)
+        model = None
+        if model_settings.configured:
+            model = LlmPolicy(ModelClient(model_settings), model_settings, tally=metrics.asked)
+            stack.push_async_callback(model.close)
         health = new_application()
         health.add_routes(health_routes(registry, watching.why_not_synced))
         served = await stack.enter_async_context(serve(health, host=settings.host, port=settings.port))

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from controller.decision import Proposal, Verdict
 from controller.knowledge import Knowledge
 from controller.llm.account import Account, Spending
 from controller.llm.breaker import Breaker
-from controller.llm.client import Completion, ModelBusy, ModelClient
+from controller.llm.client import Meter, ModelBusy, ModelClient, Usage
 from controller.llm.prompt import Question, ask, repair
 from controller.llm.reply import Answer, read
 from controller.llm.settings import ModelSettings
@@ -21,10 +22,13 @@ from controller.menu import Menu
 from controller.state import Action
 from sair.errors import ModelUnavailable, WireError
 
-__all__ = ["LlmPolicy", "Trace"]
+__all__ = ["Judge", "LlmPolicy", "Tally", "Trace"]
 
 Judge = Callable[[Action], Verdict | None]
 """The guardrail that refuses an action as a whole, None if none does."""
+
+Tally = Callable[[str, Usage, float], None]
+"""Takes a pipeline, what a call took and what it cost, dollars."""
 
 
 @dataclass(slots=True)
@@ -38,6 +42,7 @@ class Trace:
     rationale: str = ""
     bottleneck: str | None = None
     tokens_in: int = 0
+    """A probe's included, if this round began one."""
     tokens_out: int = 0
     dollars: float = 0.0
     duration_s: float = 0.0
@@ -50,12 +55,21 @@ class LlmPolicy:
         client: The model's server.
         settings: Deadline, budget and breaker.
         clock: Real seconds; deadlines and pauses are real even where the world is simulated.
+        tally: Told of a pipeline's every call and its dollars.
     """
 
-    def __init__(self, client: ModelClient, settings: ModelSettings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        client: ModelClient,
+        settings: ModelSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        tally: Tally = lambda _pipeline, _usage, _dollars: None,
+    ) -> None:
         self._client = client
         self._settings = settings
         self._clock = clock
+        self._tally = tally
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s)
         self._under_way: Counter[str] = Counter()
 
@@ -116,11 +130,12 @@ class LlmPolicy:
         question = ask(knowledge, menu, self._settings.mode, rng)
         trace.prompt_hash = question.digest
         deadline = now + self._settings.deadline_s
+        meter = partial(self._count, knowledge.pipeline, trace, account)
         problem = ""
         for attempt in range(2):
             try:
                 answer = await self._answer(
-                    repair(question, problem) if attempt else question, menu, deadline, trace, account
+                    repair(question, problem) if attempt else question, menu, deadline, trace, meter
                 )
             except ModelBusy as error:
                 # Our own queue, not the server: it must not open the breaker for everybody.
@@ -140,28 +155,26 @@ class LlmPolicy:
         self._breaker = self._breaker.failed(self._clock())
         raise self._failed(trace, f"no usable answer after one repair: {problem}")
 
-    async def _answer(self, question: Question, menu: Menu, deadline: float, trace: Trace, account: Account) -> Answer:
+    async def _answer(self, question: Question, menu: Menu, deadline: float, trace: Trace, meter: Meter) -> Answer:
         left = deadline - self._clock()
         if left <= 0:
             raise ModelUnavailable(f"no time was left of the deadline of {self._settings.deadline_s:g} s")
-        completion = await self._client.complete(question.messages, question.schema, left)
-        self._count(completion, trace, account)
-        return read(completion.text, question, menu)
-
-    def _count(self, completion: Completion, trace: Trace, account: Account) -> None:
-        settings = self._settings
-        dollars = (
-            completion.tokens_in * settings.dollars_per_million_in
-            + completion.tokens_out * settings.dollars_per_million_out
-        ) / 1e6
-        tokens = completion.tokens_in + completion.tokens_out
-        account.add(self._clock(), Spending(tokens, dollars))
+        completion = await self._client.complete(question.messages, question.schema, left, meter)
         trace.model = completion.model
         trace.replies.append(completion.text)
-        trace.tokens_in += completion.tokens_in
-        trace.tokens_out += completion.tokens_out
-        trace.dollars += dollars
         trace.duration_s += completion.duration_s
+        return read(completion.text, question, menu)
+
+    def _count(self, pipeline: str, trace: Trace, account: Account, usage: Usage) -> None:
+        settings = self._settings
+        dollars = (
+            usage.tokens_in * settings.dollars_per_million_in + usage.tokens_out * settings.dollars_per_million_out
+        ) / 1e6
+        account.add(self._clock(), Spending(usage.tokens_in + usage.tokens_out, dollars))
+        trace.tokens_in += usage.tokens_in
+        trace.tokens_out += usage.tokens_out
+        trace.dollars += dollars
+        self._tally(pipeline, usage, dollars)
 
     @staticmethod
     def _failed(trace: Trace, problem: str) -> ModelUnavailable:

@@ -10,8 +10,8 @@ import pytest
 
 from controller.decision import Proposal, Verdict
 from controller.knowledge import Knowledge
-from controller.llm.account import Account
-from controller.llm.client import ModelClient
+from controller.llm.account import Account, Spending
+from controller.llm.client import ModelClient, Usage
 from controller.llm.policy import Judge, LlmPolicy, Trace
 from controller.llm.settings import ModelSettings
 from controller.memory.store import Store
@@ -191,3 +191,24 @@ async def test_one_pipeline_has_one_call_under_way_whatever_the_others_do(scene:
         assert server.most_under_way == 2
         assert isinstance(await propose(policy, of(scene, "ns/same")), Proposal)
         await policy.close()
+
+
+async def test_a_probe_counts_against_the_budget_of_the_pipeline_that_began_it(scene: Scene) -> None:
+    calls: list[tuple[str, Usage, float]] = []
+
+    def reply(request: dict[str, Any]) -> str:
+        return '{"stage": "alpha"}' if "hello" in request["messages"][0]["content"] else CHOICE
+
+    trace, account = Trace(), Account(scene.knowledge.pipeline, scene.store)
+    async with misbehaving_server(reply) as server:
+        settings = ModelSettings(base_url=server.url, dollars_per_million_in=10.0, dollars_per_million_out=100.0)
+        policy = LlmPolicy(ModelClient(settings), settings, tally=lambda *call: calls.append(call))
+        await propose(policy, scene, trace=trace, account=account)
+        await policy.close()
+    pipeline = scene.knowledge.pipeline
+    assert calls == [
+        (pipeline, Usage("probe", 100, 10), 0.002),
+        (pipeline, Usage("decision", 100, 10), 0.002),
+    ]
+    assert (trace.tokens_in, trace.tokens_out, trace.dollars) == (200, 20, 0.004)
+    assert account.spent(time.time()) == Spending(220, 0.004)

@@ -19,7 +19,7 @@ def settings(url: str) -> ModelSettings:
 
 async def test_the_probe_finds_that_llama_cpp_enforces_schemas(model_server: str) -> None:
     client = ModelClient(settings(model_server))
-    assert await client.probe() == "json_schema"
+    assert await client.probe(lambda _usage: None) == "json_schema"
     await client.close()
 
 
