@@ -56,7 +56,7 @@ def _group() -> None:
 def run() -> None:
     """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_… and SAIR_LLM_… variables."""
     settings = load_settings(os.environ)
-    model = load_model_settings(os.environ)
+    model = load_model_settings(os.environ, settings.interval_s)
     configure(settings.log_level)
     asyncio.run(_run(settings, model))
 

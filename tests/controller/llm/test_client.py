@@ -211,3 +211,15 @@ def test_the_common_variables_are_read() -> None:
 def test_a_malformed_setting_names_its_variable() -> None:
     with pytest.raises(SettingsError, match="SAIR_LLM_DEADLINE_S"):
         load_model_settings({"SAIR_LLM_DEADLINE_S": "600"})
+
+
+def test_a_deadline_that_a_round_does_not_outlast_is_refused_with_both_names() -> None:
+    environment = {"SAIR_LLM_BASE_URL": "http://x/v1", "SAIR_LLM_DEADLINE_S": "30"}
+    with pytest.raises(SettingsError, match=r"SAIR_LLM_DEADLINE_S: 30.0 .* SAIR_CONTROLLER_INTERVAL_S, which is 30"):
+        load_model_settings(environment, interval_s=30.0)
+    assert load_model_settings(environment, interval_s=30.5).deadline_s == 30.0
+    assert load_model_settings(environment).deadline_s == 30.0
+
+
+def test_short_rounds_need_no_shorter_deadline_where_no_model_is_asked() -> None:
+    assert not load_model_settings({}, interval_s=5.0).configured
