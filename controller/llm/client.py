@@ -1,4 +1,4 @@
-"""A client of any OpenAI-compatible endpoint: hard deadline, bounded reply, and a probe of what the server really enforces."""
+"""A client of any OpenAI-compatible endpoint: hard deadline, bounded reply, and one probe of what the server really enforces."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, Final, Literal
 
 import openai
 
+from controller.llm.reading import bounded
 from controller.llm.settings import Enforcement, ModelSettings
-from sair.errors import ModelUnavailable
+from sair.errors import ModelUnavailable, WireError
 from sair.logs import get_logger
 
 __all__ = ["Completion", "Message", "Meter", "ModelBusy", "ModelClient", "Usage"]
@@ -81,6 +82,8 @@ class ModelClient:
             api_key=settings.api_key or "none",  # local servers want no key, the library wants one
             timeout=settings.deadline_s,
             max_retries=0,  # the deadline is ours to divide
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [bounded]}),
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
         self.enforcement: Enforcement | None = None if settings.enforcement == "probe" else settings.enforcement
@@ -201,6 +204,9 @@ class ModelClient:
             if level == "text":
                 raise ModelUnavailable(f"refused: {_short(error)}") from error
             raise _Unsupported(_short(error)) from error
+        except WireError as error:
+            meter(unanswered)
+            raise ModelUnavailable(str(error)) from error
         # A broken body surfaces as whatever the JSON or pydantic layer below raises; the server is never trusted to be better.
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise ModelUnavailable(f"{type(error).__name__}: {_short(error)}") from error
