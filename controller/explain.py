@@ -108,6 +108,8 @@ def _decided(recorded: RecordedRound) -> Iterator[str]:
         )
     if recorded.text("reply"):
         yield f"  it said: {recorded.text('reply')}"
+    for each in recorded.refusals():
+        yield f"  an answer was refused by the {each.rule}: {each.reason}"
     if not recorded.decided:
         yield f"Not decided: {recorded.text('problem') or 'no reason was recorded'}"
         return

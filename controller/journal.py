@@ -116,6 +116,8 @@ def decision_record(report: RoundReport) -> dict[str, str]:
             "tokens": str(report.trace.tokens_in + report.trace.tokens_out),
             "model_seconds": f"{report.trace.duration_s:.3f}",
         }
+        if report.trace.refusals:
+            record["refusals_json"] = _json(report.trace.refusals)
     if report.fallback:
         record["fallback"] = report.fallback
     if report.problem:

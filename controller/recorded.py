@@ -161,6 +161,10 @@ class RecordedRound:
         """What was offered."""
         return self.json("menu_json", list[Offer]) or []
 
+    def refusals(self) -> list[Verdict]:
+        """Why answers of the language model could not be used."""
+        return self.json("refusals_json", list[Verdict]) or []
+
     def verdicts(self) -> list[Verdict]:
         """What each guardrail said."""
         return self.json("verdicts_json", list[Verdict]) or []

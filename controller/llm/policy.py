@@ -16,7 +16,7 @@ from controller.llm.account import Account, Spending
 from controller.llm.breaker import Breaker
 from controller.llm.client import Meter, ModelBusy, ModelClient, Usage
 from controller.llm.prompt import Question, ask, repair
-from controller.llm.reply import Answer, read
+from controller.llm.reply import CODE_FIELD, Answer, read
 from controller.llm.settings import ModelSettings
 from controller.menu import Menu
 from controller.state import Action
@@ -38,6 +38,8 @@ class Trace:
     model: str = ""
     prompt_hash: str = ""
     replies: list[str] = field(default_factory=list)
+    refusals: list[Verdict] = field(default_factory=list)
+    """Of each answer that could not be used: by the round code, by the schema, or by a guardrail."""
     problem: str = ""
     rationale: str = ""
     bottleneck: str | None = None
@@ -144,13 +146,14 @@ class LlmPolicy:
                 self._breaker = self._breaker.failed(self._clock())
                 raise self._failed(trace, str(error)) from error
             except WireError as error:
-                problem = str(error)
-                continue
-            refusal = judge(answer.action)
+                refusal: Verdict | None = Verdict(_rule(error), "rejected", str(error))
+            else:
+                refusal = judge(answer.action)
             if refusal is None:
                 self._breaker = self._breaker.succeeded()
                 trace.rationale, trace.bottleneck = answer.rationale, answer.bottleneck
                 return Proposal(answer.action, "llm", answer.rationale, answer.candidate)
+            trace.refusals.append(refusal)
             problem = f"{refusal.rule}: {refusal.reason}"
         self._breaker = self._breaker.failed(self._clock())
         raise self._failed(trace, f"no usable answer after one repair: {problem}")
@@ -180,3 +183,7 @@ class LlmPolicy:
     def _failed(trace: Trace, problem: str) -> ModelUnavailable:
         trace.problem = problem
         return ModelUnavailable(problem)
+
+
+def _rule(error: WireError) -> str:
+    return "round code" if error.field == CODE_FIELD else "schema"

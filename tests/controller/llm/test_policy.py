@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 from controller.decision import Proposal, Verdict
 from controller.knowledge import Knowledge
@@ -19,9 +20,9 @@ from controller.menu import Menu
 from controller.state import Action
 from sair.errors import ModelUnavailable
 from tests.controller.scenes import decision_point
-from tests.fakes.model_server import Reply, misbehaving_server, says
+from tests.fakes.model_server import Reply, choosing, misbehaving_server, says
 
-CHOICE = json.dumps({"choice": 1, "bottleneck": "none", "rationale": "because"})
+CHOICE = choosing()
 
 
 @dataclass
@@ -65,7 +66,7 @@ def policy_for(url: str, clock: Callable[[], float] | None = None, **changes: An
 
 async def test_the_models_choice_is_proposed_with_its_rationale_kept_for_people(scene: Scene) -> None:
     trace = Trace()
-    async with misbehaving_server(says(CHOICE)) as server:
+    async with misbehaving_server(CHOICE) as server:
         policy = policy_for(server.url)
         proposal = await propose(policy, scene, trace=trace)
         await policy.close()
@@ -75,11 +76,14 @@ async def test_the_models_choice_is_proposed_with_its_rationale_kept_for_people(
 
 
 async def test_a_bad_answer_is_repaired_once(scene: Scene) -> None:
-    replies = iter(["nonsense", CHOICE])
-    async with misbehaving_server(lambda _request: next(replies)) as server:
+    trace = Trace()
+    async with misbehaving_server(
+        lambda request: CHOICE(request) if len(server.requests) > 1 else "nonsense"
+    ) as server:
         policy = policy_for(server.url)
-        assert (await propose(policy, scene)).policy == "llm"
+        assert (await propose(policy, scene, trace=trace)).policy == "llm"
         await policy.close()
+    assert [each.rule for each in trace.refusals] == ["schema"]
     assert "could not be used" in server.requests[1]["messages"][-1]["content"]
     assert "nonsense" not in json.dumps(server.requests[1])
 
@@ -101,7 +105,7 @@ async def test_a_model_that_stays_bad_does_not_decide(scene: Scene, reply: Reply
 
 
 async def test_a_refusal_of_the_guardrails_costs_the_repair_and_then_somebody_else_decides(scene: Scene) -> None:
-    async with misbehaving_server(says(CHOICE)) as server:
+    async with misbehaving_server(CHOICE) as server:
         policy = policy_for(server.url)
         with pytest.raises(ModelUnavailable, match="safe descent"):
             await propose(
@@ -120,14 +124,14 @@ async def test_the_breaker_stops_asking_a_server_that_fails(scene: Scene) -> Non
                 await propose(policy, scene)
         assert len(server.requests) == 4
         clock.now += 61
-        server.reply = says(CHOICE)
+        server.reply = CHOICE
         assert (await propose(policy, scene)).policy == "llm"
         await policy.close()
 
 
 async def test_a_budget_that_is_used_up_asks_no_more_until_tomorrow_whoever_leads(scene: Scene) -> None:
     clock = Clock()
-    async with misbehaving_server(says(CHOICE)) as server:
+    async with misbehaving_server(CHOICE) as server:
         for _ in range(2):
             policy = policy_for(server.url, clock, tokens_per_day=150)
             await propose(policy, scene)
@@ -148,7 +152,7 @@ def of(scene: Scene, pipeline: str) -> Scene:
 
 
 async def test_calls_of_many_pipelines_are_under_way_at_once_and_never_more_than_allowed(scene: Scene) -> None:
-    async with misbehaving_server(says(CHOICE)) as server:
+    async with misbehaving_server(CHOICE) as server:
         server.slowly_s = 0.1
         policy = policy_for(server.url, concurrency=3, deadline_s=10.0)
         proposals = await asyncio.gather(*(propose(policy, of(scene, f"ns/p{number}")) for number in range(9)))
@@ -158,7 +162,7 @@ async def test_calls_of_many_pipelines_are_under_way_at_once_and_never_more_than
 
 
 async def test_waiting_for_a_slot_in_vain_falls_back_and_leaves_the_breaker_closed(scene: Scene) -> None:
-    async with misbehaving_server(says(CHOICE)) as server:
+    async with misbehaving_server(CHOICE) as server:
         server.slowly_s = 0.4
         policy = policy_for(server.url, time.time, concurrency=1, deadline_s=1.0, breaker_failures=1)
         # All at once: the slot of one that was cut off is free before the server is done with it.
@@ -177,7 +181,7 @@ async def test_waiting_for_a_slot_in_vain_falls_back_and_leaves_the_breaker_clos
 
 
 async def test_one_pipeline_has_one_call_under_way_whatever_the_others_do(scene: Scene) -> None:
-    async with misbehaving_server(says(CHOICE)) as server:
+    async with misbehaving_server(CHOICE) as server:
         server.slowly_s = 0.2
         policy = policy_for(server.url, deadline_s=10.0)
         twice = [propose(policy, of(scene, "ns/same")) for _ in range(2)]
@@ -196,8 +200,8 @@ async def test_one_pipeline_has_one_call_under_way_whatever_the_others_do(scene:
 async def test_a_probe_counts_against_the_budget_of_the_pipeline_that_began_it(scene: Scene) -> None:
     calls: list[tuple[str, Usage, float]] = []
 
-    def reply(request: dict[str, Any]) -> str:
-        return '{"stage": "alpha"}' if "hello" in request["messages"][0]["content"] else CHOICE
+    def reply(request: dict[str, Any]) -> str | web.StreamResponse | float:
+        return '{"stage": "alpha"}' if "hello" in request["messages"][0]["content"] else CHOICE(request)
 
     trace, account = Trace(), Account(scene.knowledge.pipeline, scene.store)
     async with misbehaving_server(reply) as server:
@@ -212,3 +216,28 @@ async def test_a_probe_counts_against_the_budget_of_the_pipeline_that_began_it(s
     ]
     assert (trace.tokens_in, trace.tokens_out, trace.dollars) == (200, 20, 0.004)
     assert account.spent(time.time()) == Spending(220, 0.004)
+
+
+async def test_a_reply_that_was_made_for_another_pipeline_decides_nothing(scene: Scene) -> None:
+    """A gateway that mixes replies up, or takes two questions for the same one."""
+    first: list[str] = []
+
+    def mixed_up(request: dict[str, Any]) -> str:
+        first.append(str(CHOICE(request)))
+        return first[0]
+
+    trace, other = Trace(), of(scene, "ns/other")
+    async with misbehaving_server(mixed_up) as server:
+        policy = policy_for(server.url)
+        assert (await propose(policy, scene)).policy == "llm"
+        with pytest.raises(ModelUnavailable, match="round code"):
+            await policy.propose(
+                other.knowledge,
+                other.menu,
+                agree,
+                np.random.default_rng(1),
+                trace,
+                Account("ns/other", scene.store),
+            )
+        await policy.close()
+    assert [each.rule for each in trace.refusals] == ["round code", "round code"]
