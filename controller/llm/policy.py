@@ -37,12 +37,15 @@ class Trace:
 
     model: str = ""
     prompt_hash: str = ""
+    shown: tuple[str, ...] = ()
+    """Ids of the experiences in the prompt."""
     replies: list[str] = field(default_factory=list)
     refusals: list[Verdict] = field(default_factory=list)
     """Of each answer that could not be used: by the round code, by the schema, or by a guardrail."""
     problem: str = ""
     rationale: str = ""
     bottleneck: str | None = None
+    """The stage that the model takes for it; None if it named none."""
     tokens_in: int = 0
     """A probe's included, if this round began one."""
     tokens_out: int = 0
@@ -129,8 +132,8 @@ class LlmPolicy:
         account: Account,
         now: float,
     ) -> Proposal:
-        question = ask(knowledge, menu, self._settings.mode, rng)
-        trace.prompt_hash = question.digest
+        question = ask(knowledge, menu, self._settings.mode, rng, self._settings.experience_tokens)
+        trace.prompt_hash, trace.shown = question.digest, question.shown
         deadline = now + self._settings.deadline_s
         meter = partial(self._count, knowledge.pipeline, trace, account)
         problem = ""

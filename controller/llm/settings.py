@@ -26,7 +26,7 @@ class ModelSettings:
     model: str = "gpt-4o-mini"
     """Name of the model."""
     mode: Literal["menu", "free"] = "menu"
-    """menu: the model chooses a candidate or writes an action; free: it always writes an action."""
+    """menu: the model answers with the number of a candidate; free: it writes an action of its own."""
     deadline_s: Annotated[float, Meta(gt=0, le=120)] = 12.0
     """Longest time one decision may take, the repair included, seconds; below SAIR_CONTROLLER_INTERVAL_S where the controller runs in a
     cluster. A simulation waits for its model."""
@@ -34,6 +34,9 @@ class ModelSettings:
     """Sampling temperature."""
     max_tokens: Annotated[int, Meta(ge=64, le=4096)] = 400
     """Longest reply, tokens."""
+    experience_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 2000
+    """What the experiences in a prompt may take, tokens, a token counted as three bytes; those with the lowest scores are left out first.
+    0 shows none. All fifteen take less than half of it."""
     enforcement: Literal["probe", "json_schema", "json_object", "text"] = "probe"
     """What the server makes of response_format; probe asks it at start."""
     tokens_per_day: Annotated[int, Meta(ge=0)] = 0

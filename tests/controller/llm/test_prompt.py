@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ async def scene() -> Scene:
 
 GOOD: dict[str, Any] = {"choice": 1, "bottleneck": "none", "rationale": "x"}
 """But for the code."""
+
+
+HEADING = "Experiences like this one (load, P99/SLO before, action, P99/SLO after, cost/budget, misses, reward):"
 
 
 def good(question: Question) -> dict[str, Any]:
@@ -126,6 +130,30 @@ async def test_the_text_of_a_refused_answer_reaches_neither_the_error_nor_the_re
 async def test_the_same_question_has_the_same_hash(scene: Scene) -> None:
     assert ask(*scene, "menu", rng(1)).digest == ask(*scene, "menu", rng(1)).digest
     assert ask(*scene, "menu", rng(1)).digest != ask(*scene, "free", rng(1)).digest
+
+
+async def test_experiences_fit_their_tokens_and_those_with_the_lowest_scores_are_left_out() -> None:
+    knowledge, menu = await decision_point(rounds=12)
+    one = menu.recollections[0]
+    # Not in the order of their scores, as the choice for diversity leaves them.
+    many = tuple(
+        replace(one, experience=replace(one.experience, id=f"e{number}"), score=(7 * number % 15 + 1) / 15)
+        for number in range(15)
+    )
+    menu = replace(menu, recollections=many)
+    counts = set()
+    for tokens in range(0, 700, 5):
+        question = ask(knowledge, menu, "menu", rng(), tokens)
+        _, found, block = question.messages[1]["content"].split("\nCandidates")[0].partition(HEADING)
+        assert len((found + block).encode()) <= 3 * tokens
+        assert block.count("\n") == len(question.shown)
+        assert bool(found) == bool(question.shown)
+        assert list(question.shown) == [each.experience.id for each in many if each.experience.id in question.shown]
+        best = sorted(many, key=lambda each: -each.score)[: len(question.shown)]
+        assert {each.experience.id for each in best} == set(question.shown)
+        counts.add(len(question.shown))
+    assert counts == set(range(16))
+    assert len(ask(knowledge, menu, "menu", rng()).shown) == 15
 
 
 @pytest.mark.parametrize("mode", ["menu", "free"])
