@@ -432,7 +432,7 @@ async def _model(callers: int) -> list[Row]:
     async def call() -> None:
         nonlocal answered, busy
         try:
-            await client.complete([{"role": "user", "content": "?"}], {}, 10.0)
+            await client.complete([{"role": "user", "content": "?"}], {}, 10.0, lambda _usage: None)
             answered += 1
         except ModelBusy:
             busy += 1

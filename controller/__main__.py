@@ -61,7 +61,7 @@ def _group() -> None:
 def run() -> None:
     """Run until SIGTERM or SIGINT; settings are read from SAIR_CONTROLLER_…, SAIR_METHOD_… and SAIR_LLM_… variables."""
     settings, method = load_settings(os.environ), load(Method, os.environ)
-    model = load_model_settings(os.environ)
+    model = load_model_settings(os.environ, settings.interval_s)
     configure(settings.log_level)
     asyncio.run(_run(settings, method, model))
 
@@ -73,13 +73,13 @@ async def _run(settings: Settings, method: Method, model_settings: ModelSettings
         api = await stack.enter_async_context(await Api.from_environment(kubeconfig))
         store = Store.from_url(settings.redis_url, journal_bytes=int(settings.journal_mib * _MEBIBYTE))
         stack.push_async_callback(store.close)
-        model = None
-        if model_settings.configured:
-            model = LlmPolicy(ModelClient(model_settings), model_settings)
-            stack.push_async_callback(model.close)
         watching = Watching(api)
         registry = new_registry()
         metrics = ControllerMetrics(registry)
+        model = None
+        if model_settings.configured:
+            model = LlmPolicy(ModelClient(model_settings), model_settings, tally=metrics.asked)
+            stack.push_async_callback(model.close)
         health = new_application()
         health.add_routes(health_routes(registry, watching.why_not_synced))
         served = await stack.enter_async_context(serve(health, host=settings.host, port=settings.port))

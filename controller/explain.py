@@ -89,7 +89,9 @@ def _remembered(recorded: RecordedRound) -> Iterator[str]:
     if not retrieved:
         yield "Remembered: no experience"
         return
-    yield f"Remembered {len(retrieved)} experiences (score = likeness × surprisal):"
+    shown = recorded.shown()
+    told = "" if shown is None else f", {len(shown)} of them shown to the language model"
+    yield f"Remembered {len(retrieved)} experiences (score = likeness × surprisal){told}:"
     for each in retrieved[:_REMEMBERED_SHOWN]:
         yield f"  {each.id}: score {each.score:.3f}, likeness {each.similarity:.3f}"
 
@@ -113,12 +115,18 @@ def _decided(recorded: RecordedRound) -> Iterator[str]:
     if fallback:
         yield f"The language model {model} did not decide: {fallback}".replace("  ", " ")
     elif model:
+        yield f"The language model {model} was asked (prompt {recorded.text('prompt_sha256')})"
+    if recorded.number("tokens"):
         yield (
-            f"The language model {model} was asked (prompt {recorded.text('prompt_sha256')}, {recorded.text('tokens')} tokens, "
-            f"{recorded.text('model_seconds')} s)"
+            f"  it took {recorded.text('tokens')} tokens, ${recorded.number('dollars') or 0.0:.4f}, "
+            f"{recorded.text('model_seconds')} s"
         )
     if recorded.text("reply"):
         yield f"  it said: {recorded.text('reply')}"
+    if recorded.text("model_bottleneck"):
+        yield f"  it takes {recorded.text('model_bottleneck')} for the bottleneck"
+    for each in recorded.refusals():
+        yield f"  an answer was refused by the {each.rule}: {each.reason}"
     if not recorded.decided:
         yield f"Not decided: {recorded.text('problem') or 'no reason was recorded'}"
         return

@@ -23,7 +23,7 @@ from controller.state import (
     project_all,
 )
 
-__all__ = ["RULES", "Case", "Guard", "breached", "growing", "judge", "stale"]
+__all__ = ["RULES", "Case", "Guard", "breached", "growing", "judge", "refusal", "stale"]
 
 _REPLICAS_DOWN: Final = -1
 _REPLICAS_UP: Final = 2
@@ -71,6 +71,11 @@ def judge(action: Action, case: Case, rules: Sequence[Guard] | None = None) -> t
                 return HOLD, done
         if action == before:
             return action, tuple(verdicts[rule.name] for rule in rules)
+
+
+def refusal(action: Action, case: Case) -> Verdict | None:
+    """The first rule that refuses an action as a whole; None if something of it is let through."""
+    return next((verdict for verdict in judge(action, case)[1] if verdict.outcome == "rejected"), None)
 
 
 @dataclass(frozen=True, slots=True)

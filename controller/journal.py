@@ -117,8 +117,13 @@ def decision_record(report: RoundReport) -> dict[str, str]:
             "prompt_sha256": report.trace.prompt_hash,
             "reply": "\n---\n".join(report.trace.replies)[:_MAX_REPLY],
             "tokens": str(report.trace.tokens_in + report.trace.tokens_out),
+            "dollars": f"{report.trace.dollars:.6f}",
+            "model_bottleneck": report.trace.bottleneck or "",
+            "shown_json": _json(report.trace.shown),
             "model_seconds": f"{report.trace.duration_s:.3f}",
         }
+        if report.trace.refusals:
+            record["refusals_json"] = _json(report.trace.refusals)
     if report.fallback:
         record["fallback"] = report.fallback
     if report.problem:

@@ -22,9 +22,10 @@ from controller.asking import ask
 from controller.decision import Proposal, Situation
 from controller.experience import Experience
 from controller.frontier import Holders
-from controller.guardrails import judge
+from controller.guardrails import refusal
 from controller.journal import RoundReport, concluded_record, decision_record, outcome_record
 from controller.knowledge import Knowledge, stored
+from controller.llm.account import Account
 from controller.llm.policy import LlmPolicy, Trace
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import FrontierPoint
@@ -78,6 +79,7 @@ class PipelineLoop:
         self._memory = memory
         self._tuning = tuning
         self._model = model
+        self._account = Account(key, memory.store)
         self._watcher = watcher
         self._rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         self._writer = writer
@@ -330,7 +332,7 @@ class PipelineLoop:
             report.trace = Trace()
             try:
                 asked = self._model.propose(
-                    knowledge, menu, lambda action: _refusal(action, menu), self._rng, report.trace
+                    knowledge, menu, lambda action: refusal(action, menu.case), self._rng, report.trace, self._account
                 )
                 return await self._reacting_until(asked, report.view)
             except ModelUnavailable as error:
@@ -374,8 +376,3 @@ class PipelineLoop:
 def _as_frozen(knowledge: Knowledge, by: Knowledge) -> Knowledge:
     """With what the reflex froze meanwhile."""
     return replace(knowledge, learned=replace(knowledge.learned, frozen_until_s=by.learned.frozen_until_s))
-
-
-def _refusal(action: Action, menu: Menu) -> str | None:
-    _, verdicts = judge(action, menu.case)
-    return next((f"{verdict.rule}: {verdict.reason}" for verdict in verdicts if verdict.outcome == "rejected"), None)

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from controller.journal import RoundReport
+from controller.llm.client import Usage
 from controller.memory.copies import Losses
 from controller.memory.mirror import MirroredMemory
 
@@ -62,6 +63,21 @@ class ControllerMetrics:
         self._failures = Counter(
             "sair_controller_loop_failures", "Times a pipeline's loop failed.", _LABELS, registry=registry
         )
+        self._model_calls = Counter(
+            "sair_controller_model_calls",
+            "Calls of the language model that may be charged for, by purpose: decision or probe.",
+            (*_LABELS, "purpose"),
+            registry=registry,
+        )
+        self._model_tokens = Counter(
+            "sair_controller_model_tokens",
+            "Tokens of those calls, in or out.",
+            (*_LABELS, "direction"),
+            registry=registry,
+        )
+        self._model_dollars = Counter(
+            "sair_controller_model_dollars", "Dollars of those calls, at the prices set.", _LABELS, registry=registry
+        )
         self._leader = Gauge(
             "sair_controller_leader", "1 while this process leads or holds a shard.", registry=registry
         )
@@ -98,6 +114,14 @@ class ControllerMetrics:
     def failed(self, key: str) -> None:
         """Count a failure of a pipeline's loop."""
         self._failures.labels(*key.split("/")).inc()
+
+    def asked(self, key: str, usage: Usage, dollars: float) -> None:
+        """Count a call of the language model for the pipeline ``namespace/name``."""
+        place = key.split("/")
+        self._model_calls.labels(*place, usage.purpose).inc()
+        self._model_tokens.labels(*place, "in").inc(usage.tokens_in)
+        self._model_tokens.labels(*place, "out").inc(usage.tokens_out)
+        self._model_dollars.labels(*place).inc(dollars)
 
     def leading(self, leads: bool, shard: int = 0) -> None:
         """Show whether this process leads, or holds a shard; who holds none shows no pipelines."""

@@ -161,6 +161,14 @@ class RecordedRound:
         """What was offered."""
         return self.json("menu_json", list[Offer]) or []
 
+    def shown(self) -> list[str] | None:
+        """Ids of the experiences that the language model saw; None if it was not asked."""
+        return self.json("shown_json", list[str])
+
+    def refusals(self) -> list[Verdict]:
+        """Why answers of the language model could not be used."""
+        return self.json("refusals_json", list[Verdict]) or []
+
     def verdicts(self) -> list[Verdict]:
         """What each guardrail said."""
         return self.json("verdicts_json", list[Verdict]) or []

@@ -1,13 +1,12 @@
-"""A circuit breaker and a daily budget: pure values, time is an argument."""
+"""A circuit breaker: a pure value, time is an argument."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["Breaker", "Spending"]
+__all__ = ["Breaker"]
 
 _LONGEST_PAUSE_S = 3600.0
-_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +38,3 @@ class Breaker:
     def succeeded(self) -> Breaker:
         """After a success."""
         return replace(self, failures=0, trips=0, closed_at=float("-inf"))
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """Tokens and dollars of one pipeline in the current day (UTC)."""
-
-    day: int = -1
-    tokens: int = 0
-    dollars: float = 0.0
-
-    def of(self, now: float) -> bool:
-        """Whether it is today's."""
-        return int(now // _DAY_S) == self.day
-
-    def add(self, now: float, tokens: int, dollars: float) -> Spending:
-        """After a call that used so much."""
-        day = int(now // _DAY_S)
-        if day != self.day:
-            return Spending(day, tokens, dollars)
-        return Spending(day, self.tokens + tokens, self.dollars + dollars)
-
-    def exceeds(self, now: float, tokens_per_day: int, dollars_per_day: float) -> bool:
-        """Today's budget is used up; a limit of 0 is none."""
-        if not self.of(now):
-            return False
-        return (0 < tokens_per_day <= self.tokens) or (0 < dollars_per_day <= self.dollars)

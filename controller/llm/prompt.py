@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -37,6 +37,19 @@ _FREE_TASK: Final = (
     "Write your own action: for each stage the change of each knob, 0 to leave it alone. "
     "At most two stages may change, at most one downwards.\n"
 )
+_WORDS: Final = """
+acorn amber apple arrow basil beach birch bread brick candle carbon cedar chalk cherry cloud clover
+copper coral cotton daisy eagle ember falcon feather fern flint forest garden ginger granite grape harbor hazel honey
+island ivory jasmine juniper kettle lemon linen maple marble meadow mint olive onyx orange otter pearl
+pepper pine plum quartz raven river saffron silver sparrow thistle tulip velvet walnut willow
+"""
+CODES: Final = tuple(_WORDS.split())
+"""One of them marks each round: a reply that was made for another does not repeat it, but for one in sixty-four. They are fixed, because
+servers compile a schema when they first see it, and words, because small models copy those best."""
+_EXPERIENCES: Final = (
+    "Experiences like this one (load, P99/SLO before, action, P99/SLO after, cost/budget, misses, reward):"
+)
+_BYTES_A_TOKEN: Final = 3
 _REPLICAS: Final = (-1, 0, 1, 2)
 _SHARE_STEPS: Final = tuple(step * GPU_STEP_MILLI for step in range(-GPU_STEPS_MOST, GPU_STEPS_MOST + 1))
 _CPU_STEPS: Final = (-CPU_STEP, 0, CPU_STEP)
@@ -54,6 +67,10 @@ class Question:
     """Stage names; the model knows them as s1, s2, …"""
     order: tuple[int, ...]
     """Number of the menu's candidate behind each choice; choice 1 is the first."""
+    code: str
+    """What the reply must repeat."""
+    shown: tuple[str, ...]
+    """Ids of the experiences in it."""
 
     @property
     def digest(self) -> str:
@@ -61,31 +78,38 @@ class Question:
         return hashlib.sha256(json.dumps([dict(m) for m in self.messages]).encode()).hexdigest()[:16]
 
 
-def ask(knowledge: Knowledge, menu: Menu, mode: Mode, rng: np.random.Generator) -> Question:
+def ask(
+    knowledge: Knowledge, menu: Menu, mode: Mode, rng: np.random.Generator, experience_tokens: int = 2000
+) -> Question:
     """Put the question of this round.
 
     Args:
         knowledge: For the frontier.
         menu: Candidates, experiences and the situation.
         mode: Whether the model chooses from the menu or writes an action.
-        rng: Shuffles the menu, because weak models prefer what stands first.
+        rng: Shuffles the menu, because weak models prefer what stands first, and draws the code.
+        experience_tokens: What the experiences may take; those with the lowest scores are left out. A token counts as three bytes: of
+            text like this it takes more.
     """
     view = menu.case.situation.view
     stages = tuple(stage.name for stage in view.stages)
     ids = {name: f"s{number}" for number, name in enumerate(stages, 1)}
     order = tuple(int(number) for number in rng.permutation(len(menu.candidates)))
+    code = CODES[int(rng.integers(len(CODES)))]
+    experiences = _affordable(_experiences(menu.recollections, ids), experience_tokens)
     parts = [
         _state(menu, ids),
         _frontier(knowledge, menu),
-        _experiences(menu.recollections, ids),
+        "\n".join([_EXPERIENCES, *experiences.values()]) if experiences else "",
         _candidates([menu[number] for number in order], ids) if mode == "menu" else "",
         _MENU_TASK if mode == "menu" else _FREE_TASK,
+        _code_task(code),
     ]
     messages = (
         {"role": "system", "content": _SYSTEM + _topology(view, ids)},
         {"role": "user", "content": "\n".join(filter(None, parts))},
     )
-    return Question(messages, schema_of(mode, view, len(order)), mode, stages, order)
+    return Question(messages, schema_of(mode, view, len(order)), mode, stages, order, code, tuple(experiences))
 
 
 def repair(question: Question, problem: str) -> Question:
@@ -95,17 +119,15 @@ def repair(question: Question, problem: str) -> Question:
         question: As it was asked.
         problem: Our own words; never text of the model.
     """
-    again = {
-        "role": "user",
-        "content": f"Your answer could not be used: {problem}. Answer again with one JSON object that fits the schema.",
-    }
-    return Question((*question.messages, again), question.schema, question.mode, question.stages, question.order)
+    content = f"Your answer could not be used: {problem}. Answer again with one JSON object that fits the schema.\n"
+    again = {"role": "user", "content": content + _code_task(question.code)}
+    return replace(question, messages=(*question.messages, again))
 
 
 def schema_of(mode: Mode, view: PipelineView, candidates: int) -> dict[str, Any]:
     """JSON schema of the reply: flat, enumerated, everything required."""
     ids = [f"s{number}" for number in range(1, len(view.stages) + 1)]
-    properties: dict[str, Any] = {}
+    properties: dict[str, Any] = {"code": {"type": "string", "enum": list(CODES)}}
     if mode == "menu":
         properties["choice"] = {"type": "integer", "enum": list(range(1, candidates + 1))}
     else:
@@ -118,6 +140,10 @@ def schema_of(mode: Mode, view: PipelineView, candidates: int) -> dict[str, Any]
     properties["bottleneck"] = {"type": "string", "enum": [*ids, "none"]}
     properties["rationale"] = {"type": "string", "maxLength": 160}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _code_task(code: str) -> str:
+    return f'The code of this round is {code}. Begin your answer with {{"code": "{code}",'
 
 
 def _topology(view: PipelineView, ids: Mapping[str, str]) -> str:
@@ -157,19 +183,30 @@ def _frontier(knowledge: Knowledge, menu: Menu) -> str:
     )
 
 
-def _experiences(recollections: Sequence[Recollection], ids: Mapping[str, str]) -> str:
-    if not recollections:
-        return ""
-    lines = ["Experiences like this one (load, P99/SLO before, action, P99/SLO after, cost/budget, misses, reward):"]
+def _experiences(recollections: Sequence[Recollection], ids: Mapping[str, str]) -> list[tuple[Recollection, str]]:
+    """Each with its line, in the order in which they were chosen; without those of a stage that is gone."""
+    lines = []
     for each in recollections:
         e = each.experience
-        if any(delta.stage not in ids for delta in e.action.deltas):
-            continue  # of a stage that is gone
-        lines.append(
-            f"{e.arrivals_per_s:.0f}/s {e.previous_latency_ratio:.2f} [{_action(e.action, ids)}] {e.outcome.latency_ratio:.2f} "
-            f"{e.outcome.cost_ratio:.3f} {e.outcome.miss_ratio:.1%} {each.reward:+.2f}"
-        )
-    return "\n".join(lines)
+        if all(delta.stage in ids for delta in e.action.deltas):
+            line = (
+                f"{e.arrivals_per_s:.0f}/s {e.previous_latency_ratio:.2f} [{_action(e.action, ids)}] "
+                f"{e.outcome.latency_ratio:.2f} {e.outcome.cost_ratio:.3f} {e.outcome.miss_ratio:.1%} {each.reward:+.2f}"
+            )
+            lines.append((each, line))
+    return lines
+
+
+def _affordable(lines: Sequence[tuple[Recollection, str]], tokens: int) -> dict[str, str]:
+    """Lines by id, in their order: those with the highest scores, as many as fit with the heading."""
+    left = tokens * _BYTES_A_TOKEN - len(_EXPERIENCES.encode())
+    affordable = set()
+    for each, line in sorted(lines, key=lambda pair: -pair[0].score):
+        left -= 1 + len(line.encode())
+        if left < 0:
+            break
+        affordable.add(each.experience.id)
+    return {each.experience.id: line for each, line in lines if each.experience.id in affordable}
 
 
 def _candidates(candidates: Sequence[Candidate], ids: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,8 +13,10 @@ from controller.menu import Menu
 from controller.state import Action, StageDelta
 from sair.errors import WireError
 
-__all__ = ["Answer", "read"]
+__all__ = ["CODE_FIELD", "Answer", "read"]
 
+CODE_FIELD: Final = "reply.code"
+"""What a WireError names where a reply was not made for this question."""
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL)
 _MAX_RATIONALE = 300
 
@@ -76,6 +78,8 @@ def _object(text: str) -> dict[str, Any]:
 
 def _check(values: dict[str, Any], question: Question) -> None:
     properties = question.schema["properties"]
+    if values.get("code") != question.code:
+        raise WireError(CODE_FIELD, "no code or another round's", f"{question.code}, the code of this round")
     unknown = sorted(values.keys() - properties.keys())
     if unknown:
         raise WireError("reply", f"{len(unknown)} unknown fields", "only the fields " + ", ".join(properties))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from sair.errors import SettingsError
 from sair.settings import load, settings
 
 __all__ = ["Enforcement", "ModelSettings", "load_model_settings"]
@@ -25,13 +26,17 @@ class ModelSettings:
     model: str = "gpt-4o-mini"
     """Name of the model."""
     mode: Literal["menu", "free"] = "menu"
-    """menu: the model chooses a candidate or writes an action; free: it always writes an action."""
+    """menu: the model answers with the number of a candidate; free: it writes an action of its own."""
     deadline_s: Annotated[float, Meta(gt=0, le=120)] = 12.0
-    """Longest time one decision may take, the repair included, seconds; keep it below the interval of the rounds."""
+    """Longest time one decision may take, the repair included, seconds; below SAIR_CONTROLLER_INTERVAL_S where the controller runs in a
+    cluster. A simulation waits for its model."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.2
     """Sampling temperature."""
     max_tokens: Annotated[int, Meta(ge=64, le=4096)] = 400
     """Longest reply, tokens."""
+    experience_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 2000
+    """What the experiences in a prompt may take, tokens, a token counted as three bytes; those with the lowest scores are left out first.
+    0 shows none. All fifteen take less than half of it."""
     enforcement: Literal["probe", "json_schema", "json_object", "text"] = "probe"
     """What the server makes of response_format; probe asks it at start."""
     tokens_per_day: Annotated[int, Meta(ge=0)] = 0
@@ -57,8 +62,12 @@ class ModelSettings:
         return bool(self.base_url or self.api_key)
 
 
-def load_model_settings(environment: Mapping[str, str]) -> ModelSettings:
+def load_model_settings(environment: Mapping[str, str], interval_s: float | None = None) -> ModelSettings:
     """Read the settings; OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL stand in for SAIR's own names.
+
+    Args:
+        environment: Usually ``os.environ``.
+        interval_s: Length of a round that passes while the model thinks, seconds; None where time waits for it.
 
     Raises:
         SettingsError: Names the variable, the value and what is allowed.
@@ -67,4 +76,8 @@ def load_model_settings(environment: Mapping[str, str]) -> ModelSettings:
     for own, common in (("BASE_URL", "OPENAI_BASE_URL"), ("API_KEY", "OPENAI_API_KEY"), ("MODEL", "OPENAI_MODEL")):
         if not merged.get("SAIR_LLM_" + own) and environment.get(common):
             merged["SAIR_LLM_" + own] = environment[common]
-    return load(ModelSettings, merged)
+    found = load(ModelSettings, merged)
+    if found.configured and interval_s is not None and not found.deadline_s < interval_s:
+        allowed = f"less than SAIR_CONTROLLER_INTERVAL_S, which is {interval_s:g}"
+        raise SettingsError("SAIR_LLM_DEADLINE_S", found.deadline_s, allowed)
+    return found

@@ -64,6 +64,10 @@ class Keys:
         """HASH of the controller's own state: ε, round, last action, what was learned."""
         return f"{_PREFIX}{self.pipeline}}}:controller"
 
+    def spending(self, day: str) -> str:
+        """HASH of what the language model used on a day (UTC, ISO 8601); it expires."""
+        return f"{_PREFIX}{self.pipeline}}}:spending:{day}"
+
 
 def pipeline_of(key: str) -> str | None:
     """The pipeline a key belongs to, None for any other key."""

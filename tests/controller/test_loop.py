@@ -3,25 +3,29 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
 from controller.decision import Proposal
+from controller.explain import explain
 from controller.knowledge import Knowledge
 from controller.llm.client import ModelClient
 from controller.llm.policy import LlmPolicy
 from controller.llm.settings import ModelSettings
 from controller.loop import PipelineLoop
+from controller.memory.keys import Keys
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from controller.menu import Menu
+from controller.recorded import rounds_in
 from controller.rollback import plan_rollback
 from controller.state import HOLD, Action, Allocation, PipelineView
 from controller.tuning import Tuning
 from controller.worlds.simulated import Faults, SimulatedWorld
 from sair.pipeline import Mode
 from tests.controller.scenes import Rounds, setup, simulated
-from tests.fakes.model_server import misbehaving_server, says
+from tests.fakes.model_server import choosing, misbehaving_server, says
 
 KEY = setup().key
 
@@ -172,6 +176,34 @@ async def test_a_model_that_answers_nonsense_is_replaced_by_the_built_in_policy_
     newest = (await store.decisions(KEY, 100))[::-1]
     assert any("fallback" in fields for _id, fields in newest)
     assert any(fields.get("reply") for _id, fields in newest)
+
+
+async def test_a_models_part_in_a_round_is_in_the_record_and_is_told(store: Store) -> None:
+    def reply(request: dict[str, Any]) -> str:
+        answer = json.loads(str(choosing(rationale="it is hot")(request)))
+        return json.dumps(answer | {"bottleneck": "s2"})
+
+    async with misbehaving_server(reply) as server:
+        settings = ModelSettings(base_url=server.url, enforcement="text", dollars_per_million_in=50.0)
+        model = LlmPolicy(ModelClient(settings), settings)
+        watcher = await run(simulated(), store, 400, model)
+        await model.close()
+    asked = [report for report in watcher.reports if report.trace is not None and report.menu is not None]
+    records, _ = rounds_in(Keys(KEY).decisions, reversed(await store.decisions(KEY, 100)))
+    by_round = {each.round: each for each in records}
+    stage = setup().view.stages[1].name
+    for report in asked:
+        recorded = by_round[report.round]
+        assert recorded.text("model_bottleneck") == stage
+        assert recorded.number("dollars") == pytest.approx((100 * 50.0 + 10 * 0.6) / 1e6)
+        assert report.menu is not None
+        assert recorded.shown() == [each.experience.id for each in report.menu.recollections]
+        lines = explain(recorded, KEY)
+        assert f"  it takes {stage} for the bottleneck" in lines
+        assert any(line.startswith("  it took 110 tokens, $0.0050, ") for line in lines)
+    assert any(report.menu is not None and report.menu.recollections for report in asked)
+    told = explain(by_round[asked[-1].round], KEY)
+    assert any(line.startswith("Remembered") and "shown to the language model" in line for line in told)
 
 
 class Slow(LlmPolicy):

@@ -167,13 +167,24 @@ async def test_a_standby_goes_on_with_the_round_after_the_leaders_last_one(
     assert concluded == numbers[: len(concluded)]
 
 
-async def test_a_setting_that_is_wrong_ends_it_with_one_line_that_names_it() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"SAIR_CONTROLLER_INTERVAL_S": "soon"}, "SAIR_CONTROLLER_INTERVAL_S: 'soon' is not allowed"),
+        (
+            {"SAIR_CONTROLLER_INTERVAL_S": "20", "SAIR_LLM_DEADLINE_S": "25", "SAIR_LLM_BASE_URL": "http://x/v1"},
+            "SAIR_LLM_DEADLINE_S: 25.0 is not allowed; expected less than SAIR_CONTROLLER_INTERVAL_S, which is 20",
+        ),
+    ],
+    ids=["no number", "a deadline that a round does not outlast"],
+)
+async def test_a_setting_that_is_wrong_ends_it_with_one_line_that_names_it(wrong: dict[str, str], told: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, env={**os.environ, "SAIR_CONTROLLER_INTERVAL_S": "soon"}, stderr=asyncio.subprocess.PIPE
+        *COMMAND, env={**os.environ, **wrong}, stderr=asyncio.subprocess.PIPE
     )
     _, said = await process.communicate()
     assert process.returncode == 2
-    assert said.decode().startswith("sair: SAIR_CONTROLLER_INTERVAL_S: 'soon' is not allowed")
+    assert said.decode().startswith(f"sair: {told}")
 
 
 async def test_replicas_share_the_shards_and_one_takes_over_what_another_held(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from sair.serving import new_application, serve
 
-__all__ = ["MisbehavingServer", "Reply", "enforcing", "misbehaving_server", "says"]
+__all__ = ["MisbehavingServer", "Reply", "choosing", "enforcing", "misbehaving_server", "says"]
 
 Reply = Callable[[dict[str, Any]], "str | web.StreamResponse | float"]
 """From the request to the text of the reply, a raw response, or seconds to be silent."""
@@ -35,6 +36,16 @@ class MisbehavingServer:
 def says(text: str) -> Reply:
     """Always the same text, whatever the schema wants."""
     return lambda _request: text
+
+
+def choosing(choice: int = 1, rationale: str = "because") -> Reply:
+    """A model that chooses from the menu and repeats the code of the round it was asked about."""
+
+    def reply(request: dict[str, Any]) -> str:
+        code = re.findall(r"code of this round is (\w+)", json.dumps(request["messages"]))[-1]
+        return json.dumps({"code": code, "choice": choice, "bottleneck": "none", "rationale": rationale})
+
+    return reply
 
 
 @contextlib.asynccontextmanager

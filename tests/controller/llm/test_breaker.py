@@ -1,4 +1,4 @@
-from controller.llm.breaker import Breaker, Spending
+from controller.llm.breaker import Breaker
 
 
 def test_the_breaker_opens_after_so_many_failures_in_a_row() -> None:
@@ -30,12 +30,3 @@ def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() ->
         breaker = breaker.failed(float(number))
     assert breaker.closed_at == 2 + 60
     assert breaker.failed(62).closed_at == 62 + 120
-
-
-def test_a_budget_is_per_day() -> None:
-    spending = Spending().add(now=10.0, tokens=900, dollars=0.1).add(now=20.0, tokens=100, dollars=0.1)
-    assert spending.exceeds(30.0, tokens_per_day=1000, dollars_per_day=0)
-    assert not spending.exceeds(30.0, tokens_per_day=1001, dollars_per_day=0)
-    assert spending.exceeds(30.0, tokens_per_day=0, dollars_per_day=0.2)
-    assert not spending.exceeds(30.0, tokens_per_day=0, dollars_per_day=0)
-    assert not spending.exceeds(86_401.0, tokens_per_day=1000, dollars_per_day=0)
