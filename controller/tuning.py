@@ -72,7 +72,7 @@ class Tuning:
     """Reserve as a multiple of the remembered peak."""
     cpu_reserve: float = 1.7
     """Factor on the reserve of stages without a GPU: their standby costs next to nothing, and what they lack the others wait for."""
-    uncovered_factor: float = 3.0
+    uncovered_factor: float = 3.5
     """Reserve as a multiple of the current rate until memory covers the pattern."""
     covered_factor: float = 1.3
     """The same afterwards."""
