@@ -12,7 +12,7 @@ def test_without_settings_the_tuning_is_its_own() -> None:
     assert load(Method, {}).tuning(Tuning(interval_s=12.0)) == Tuning(interval_s=12.0)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Method)])  # type: ignore[arg-type]  # made one by a decorator
+@pytest.mark.parametrize("name", [field.name for field in fields(Method)])
 def test_every_piece_can_be_chosen(name: str) -> None:
     values = {"distance": "euclidean", "frontier_scope": "global", "examples_max": 5, "local_deviation": True}
     value = values.get(name, False if isinstance(getattr(Tuning(), name), bool) else 0.25)

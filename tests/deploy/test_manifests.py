@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sair.crd import custom_resource_definition
 from controller.settings import load_settings
+from sair.crd import custom_resource_definition
 from sair.quantities import parse_memory
 from tests.deploy.rendered import DEPLOY, EXAMPLES, INSTALLATIONS, named, of_kind, render, workloads
 
