@@ -87,7 +87,8 @@ async def test_a_redis_that_was_flushed_is_given_the_count_back(store: Store) ->
     await spend(account, 100, 0.1)
     assert account.spent(NOON_S).tokens == 700
     tokens, dollars = await store.client.hmget(KEY, ["tokens", "dollars"])
-    assert (int(tokens), float(dollars)) == (700, pytest.approx(0.4))
+    assert int(tokens) == 700
+    assert float(dollars) == pytest.approx(0.4)
 
 
 async def test_a_count_that_was_never_read_leaves_nothing_to_spend_where_there_is_a_limit(away: Store) -> None:
