@@ -57,7 +57,9 @@ _APPEND: Final = (
 local claim, most, bytes = tonumber(ARGV[1]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local refused = refusal(claim)
 if refused then return refused end
-for place = 6, #ARGV do bytes = bytes - #ARGV[place] end
+-- Besides its text a record takes a few bytes a field, and what the allocator rounds its block up by.
+for place = 6, #ARGV do bytes = bytes - #ARGV[place] - 16 end
+bytes = bytes - 2048
 local size, length = redis.call('MEMORY', 'USAGE', KEYS[2], 'SAMPLES', '0') or 0, redis.call('XLEN', KEYS[2])
 while length > 0 and size > bytes do
   length = math.max(0, math.min(length - 1, math.floor(length * bytes / size)))
