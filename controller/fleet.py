@@ -105,7 +105,7 @@ class Fleet:
             failing = self._failing.get(key)
             if starts and key not in self._running and (failing is None or now >= failing.until_s):
                 starts -= 1
-                task = asyncio.create_task(self._make_loop(key).run(), name=f"pipeline {key}")
+                task = asyncio.create_task(self._make_loop(key).run(_cancelled), name=f"pipeline {key}")
                 self._running[key] = _Running(task, now)
         await asyncio.gather(*(self._tend(key, each) for key, each in found.items()))
 
@@ -133,3 +133,9 @@ class Fleet:
             self._failing[key] = _Failing(times, now + wait_s)
             self._metrics.failed(key)
             _log.error("a pipeline's loop failed", pipeline=key, again_in_s=round(wait_s, 1), exc_info=error)
+
+
+def _cancelled() -> bool:
+    """This task was told to end. Before Python 3.12 ``asyncio.wait_for``, which the Redis client sends with, may lose that."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -49,8 +49,8 @@ class Failing(PipelineLoop):
 class RunningFleet:
     """A fleet with everything it needs but leadership, while the context is open."""
 
-    def __init__(self, api: Api, store: Store) -> None:
-        self._api, self._store = api, store
+    def __init__(self, api: Api, store: Store, loop: type[PipelineLoop] = PipelineLoop) -> None:
+        self._api, self._store, self._loop = api, store, loop
 
     async def __aenter__(self) -> Running:
         self._fetcher = Fetcher()
@@ -64,7 +64,7 @@ class RunningFleet:
         broken: set[str] = set()
 
         def loop_of(key: str) -> PipelineLoop:
-            kind = Failing if key in broken else PipelineLoop
+            kind = Failing if key in broken else self._loop
             return kind(key, world, memory, TUNING, watcher=status)
 
         fleet = Fleet(world, status, metrics, loop_of, look_s=0.2)

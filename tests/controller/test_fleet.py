@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,7 +11,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from controller.journal import RoundReport
+from controller.loop import PipelineLoop
 from controller.memory.store import Store
+from controller.state import PipelineView
 from sair.errors import SairError
 from sair.kube.client import Api, PatchKind
 from sair.kube.resources import DEPLOYMENTS, HPAS, PIPELINES, SCALEDOBJECTS
@@ -293,3 +298,27 @@ async def test_a_stage_that_does_not_export_its_service_time_is_known_by_an_esti
 
     await eventually(known)
     assert (await running.world.observe(stages.key(), 2.0)).stages[0].service_s is not None
+
+
+class Deaf(PipelineLoop):
+    """Loses a cancellation as a library may, in the middle of a round, and goes on."""
+
+    waits = asyncio.Event()
+
+    async def round(self, view: PipelineView) -> RoundReport:
+        with contextlib.suppress(asyncio.CancelledError):
+            self.waits.set()
+            await asyncio.sleep(30)
+        return await super().round(view)
+
+
+async def test_a_loop_that_lost_its_cancellation_ends_all_the_same(
+    cluster: ControlPlane, stages: Stages, store: Store
+) -> None:
+    await stages.stage("a", {"mode": "recommend"}, node=await stages.node())
+    async with (
+        await Api.from_environment(cluster.client_kubeconfig(SERVICE_ACCOUNT)) as api,
+        asyncio.timeout(25),
+        RunningFleet(api, store, Deaf),
+    ):
+        await Deaf.waits.wait()
