@@ -41,6 +41,8 @@ def serve(file: str) -> None:
     parameters.n_ctx = _CONTEXT_TOKENS
     parameters.n_parallel = 1
     parameters.warmup = False
+    # Threads of llama.cpp wait for each other by spinning: on a machine that others use as well, one is ten times as fast as two.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(parameters)
     print(server.listening_address, flush=True)
     sys.stdin.read()

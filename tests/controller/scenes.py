@@ -49,10 +49,11 @@ def simulated(workload: str = "poisson", duration_s: float = 900.0, faults: Faul
     return SimulatedWorld([Plant(setup(), draw_arrivals(series, 1), 1)], faults=faults or Faults())
 
 
-async def decision_point(rounds: int = 3) -> tuple[Knowledge, Menu]:
+async def decision_point(rounds: int = 3, menu_max: int = Tuning().menu_max) -> tuple[Knowledge, Menu]:
     """What a policy is asked after some rounds under a steady load."""
     world, watcher, memory = simulated(), Rounds(), MirroredMemory(Store.from_url("redis://127.0.0.1:1/0"))
-    loop = PipelineLoop(setup().key, world, memory, Tuning(prices=setup().prices), watcher=watcher)
+    tuning = Tuning(prices=setup().prices, menu_max=menu_max)
+    loop = PipelineLoop(setup().key, world, memory, tuning, watcher=watcher)
     await loop.run(lambda: len(watcher.reports) >= rounds)
     await world.clock.aclose()
     await memory.store.close()
