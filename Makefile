@@ -97,6 +97,8 @@ bench: $(STAMP)-dev ## The benchmarks, quickly
 	$(BIN)/python -m benchmarks.kube_reflector --quick
 	$(BIN)/python -m benchmarks.extender --quick
 	$(BIN)/python -m benchmarks.controller --quick
+	$(BIN)/python -m benchmarks.bottleneck --quick
+	$(BIN)/python -m benchmarks.regret --quick
 
 learning: $(STAMP)-dev ## Does the built-in policy learn? Simulated, some 20 minutes; exit 1 where a bar is missed
 	$(BIN)/python -m benchmarks.learning

@@ -33,7 +33,7 @@ from controller.memory.store import Store
 from controller.simulation.carry import bring, keep
 from controller.simulation.contenders import CONTENDERS, DEMO_CONTENDERS, contend
 from controller.simulation.live import LiveView
-from controller.simulation.pipelines import PIPELINES, pipeline_named
+from controller.simulation.pipelines import GRAPHS, PIPELINES, pipeline_named
 from controller.simulation.plant import Plant
 from controller.simulation.repeat import REPEAT_COLUMNS, repeat_rows
 from controller.simulation.report import COLUMNS, Report, ReportedRun, comparison_rows, write_report
@@ -69,7 +69,7 @@ class Options:
 
 _POLICIES = "sair or " + ", ".join(CONTENDERS)
 
-Pipeline = Annotated[str, typer.Option(help="One of " + ", ".join(PIPELINES))]
+Pipeline = Annotated[str, typer.Option(help="One of " + ", ".join([*PIPELINES, *GRAPHS]))]
 Workload = Annotated[str, typer.Option(help="One of " + ", ".join(WORKLOADS))]
 TraceFile = Annotated[
     Path | None,

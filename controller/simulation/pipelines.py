@@ -1,4 +1,4 @@
-"""The four simulated pipelines, each pre-processing → inference → post-processing.
+"""The simulated pipelines: the paper's four, each pre-processing → inference → post-processing, and two that branch.
 
 Where constants come from: the forms of the laws, Amdahl fractions between 0.10 and 0.43 and cold starts of 30 to 440 s on GPUs
 are published; the times in seconds of each stage are assumed, of the size that a mid-range card and one core show for such models,
@@ -21,11 +21,14 @@ from sair.errors import InvalidInput
 from sair.quantities import GpuRate, Mebibytes, Millicores
 
 __all__ = [
+    "GRAPHS",
     "PIPELINES",
     "PipelineSetup",
     "StageSetup",
     "batch_curve_of",
     "curve_of",
+    "document_reading",
+    "document_tagging",
     "image_classification",
     "multi_frame_video",
     "nlp",
@@ -311,25 +314,64 @@ def multi_frame_video() -> PipelineSetup:
     )
 
 
+def document_reading() -> PipelineSetup:
+    """Scanned pages: lay out, then find figures and read text at the same time, and join both into the page: a diamond."""
+    law = ServiceLaw(cpu_s=0.005, serial_fraction=0.3, scv=0.3)
+    report = _stage("report", law, _cpu(1, 1, 256), after=("detect", "read"), limits=_CPU_LIMITS)
+    return _documents("document-reading", report)
+
+
+def document_tagging() -> PipelineSetup:
+    """The same without the join: figures and text leave by sinks of their own, and a page is done when it has left both."""
+    return _documents("document-tagging")
+
+
+def _documents(name: str, *join: StageSetup) -> PipelineSetup:
+    layout = ServiceLaw(cpu_s=0.018, serial_fraction=0.15, scv=0.3)
+    detect = ServiceLaw(cpu_s=0.001, serial_fraction=0.3, batch_s=0.006, item_s=0.005, max_batch=8, scv=0.15)
+    read = ServiceLaw(cpu_s=0.001, serial_fraction=0.3, batch_s=0.008, item_s=0.010, max_batch=8, scv=0.4)
+    cold = _gpu_cold_start(60.0)
+    branches = [
+        StageSetup(
+            StagePlan(branch, law, ("layout",), queue_limit=2000), _gpu(2, 0.5), cold, law, _GPU_LIMITS, Mebibytes(6144)
+        )
+        for branch, law in (("detect", detect), ("read", read))
+    ]
+    return PipelineSetup(
+        name,
+        (_stage("layout", layout, _cpu(2, 1), limits=_CPU_LIMITS), *branches, *join),
+        slo_s=0.35,
+        timeout_s=5.0,
+        base_rate_per_s=40.0,
+        budget_per_hour=14.0,
+    )
+
+
 PIPELINES: Final[Mapping[str, Callable[[], PipelineSetup]]] = {
     "image-classification": image_classification,
     "nlp": nlp,
     "text-generation": text_generation,
     "multi-frame-video": multi_frame_video,
 }
-"""By the name that the command line takes."""
+"""The paper's four, by the name that the command line takes."""
+
+GRAPHS: Final[Mapping[str, Callable[[], PipelineSetup]]] = {
+    "document-reading": document_reading,
+    "document-tagging": document_tagging,
+}
+"""Pipelines that are no chains, by name."""
 
 
 def pipeline_named(name: str) -> PipelineSetup:
-    """One of the four.
+    """One of them.
 
     Raises:
         InvalidInput: If there is no pipeline of this name.
     """
-    try:
-        return PIPELINES[name]()
-    except KeyError:
-        raise InvalidInput("pipeline", name, "one of " + ", ".join(PIPELINES)) from None
+    known = {**PIPELINES, **GRAPHS}
+    if name not in known:
+        raise InvalidInput("pipeline", name, "one of " + ", ".join(known))
+    return known[name]()
 
 
 def with_wrong_prior(

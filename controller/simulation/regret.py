@@ -60,7 +60,7 @@ def action_values(
     plant: Plant,
     actions: Iterable[Action],
     horizon_s: float,
-    reward: Callable[[Plant], float],
+    reward: Callable[[Plant, Action], float],
     *,
     keep_s: float = 60.0,
 ) -> dict[Action, float]:
@@ -70,7 +70,7 @@ def action_values(
         plant: Left as it is.
         actions: No-op is valued in any case.
         horizon_s: Length of a rollout, seconds.
-        reward: Value of a plant at the end of its rollout.
+        reward: Value of a plant at the end of the rollout of an action.
         keep_s: History that each copy keeps, for a reward that looks back.
     """
     values = {}
@@ -81,7 +81,7 @@ def action_values(
             after = project_all(before, action)
             copy.apply({name: one for name, one in after.items() if one != before[name]})
         copy.advance(copy.now + horizon_s)
-        values[action] = reward(copy)
+        values[action] = reward(copy, action)
     return values
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from controller import round as rounds
 from controller.decision import Decision, Situation
 from controller.knowledge import Knowledge, begin
+from controller.menu import Menu
 from controller.model import ServiceCurve
 from controller.simulation.baselines.runner import drain
 from controller.simulation.engine import Requests
@@ -22,7 +23,7 @@ from controller.simulation.plant import Plant
 from controller.simulation.recording import Recorder, Recording
 from controller.simulation.statistics import RunSummary, summarise
 from controller.simulation.workloads import RateSeries, draw_arrivals
-from controller.state import HOLD, Observation, project_all
+from controller.state import HOLD, project_all
 from controller.tuning import Tuning
 
 __all__ = ["Trial", "run_trial"]
@@ -45,7 +46,7 @@ class Trial:
         return summarise(self.plant, self.name, self.seed, since_s=since_s, until_s=end)
 
 
-OnRound = Callable[[Plant, Observation, Decision], None]
+OnRound = Callable[[Plant, Knowledge, Menu, Decision], None]
 
 
 def run_trial(
@@ -71,7 +72,7 @@ def run_trial(
         priors: A belief about the stages' service times to begin with, where there is no knowledge.
         requests: Drawn before for the same stages, arrivals and seed.
         name: Of the row in a table.
-        on_round: Called with the plant, what the round saw and what it decided, before that is applied.
+        on_round: Called with the plant, what is known, the round's menu and what was decided, before that is applied.
     """
     tuning = replace(tuning or Tuning(), prices=setup.prices)
     plant = Plant(setup, draw_arrivals(series, seed), seed, requests=requests)
@@ -117,7 +118,7 @@ def _round(
     proposal = rounds.choose(knowledge, menu, tuning, rng)
     decision = rounds.admit(knowledge, menu, proposal, tuning)
     if on_round is not None:
-        on_round(plant, observation, decision)
+        on_round(plant, knowledge, menu, decision)
     outcomes = []
     if decision.action != HOLD:
         outcomes = plant.apply({delta.stage: decision.after[delta.stage] for delta in decision.action.deltas})

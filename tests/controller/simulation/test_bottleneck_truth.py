@@ -32,6 +32,13 @@ def test_the_loaded_stage_is_the_bottleneck(first_s: float, second_s: float, exp
     assert one.replicas("pre") == (1, 0)
 
 
+def test_where_nearly_everything_fails_the_step_that_saves_most_requests_tells() -> None:
+    one = plant(0.3, 0.02, rate=6.0)
+    truth = true_bottleneck(one)
+    assert truth.p99_s >= one.setup.timeout_s
+    assert truth.stages == ("pre",)
+
+
 def test_an_idle_pipeline_has_none() -> None:
     assert true_bottleneck(plant(0.01, 0.01, rate=0.2)).stages == ()
 

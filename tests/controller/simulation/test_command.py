@@ -54,6 +54,15 @@ def test_a_run_ends_with_a_table_a_report_and_the_lines_that_read_its_memory(fol
     assert list(folder.glob("*.svg"))
 
 
+def test_a_pipeline_with_two_sinks_is_simulated_as_any_other(folder: Path) -> None:
+    options = ("--pipeline", "document-tagging", "--workload", "poisson", "--duration", "240")
+    ended = simulate(folder, *options, "--policy", "sair", "--policy", "static")
+    assert ended.returncode == 0, ended.stderr
+    assert "SAIR (built-in policy)" in ended.stdout
+    assert "right-sized static" in ended.stdout
+    assert "redis-cli HGETALL 'sair:{simulated/document-tagging}:experience:" in ended.stdout
+
+
 def test_the_same_seed_gives_the_same_run(folder: Path) -> None:
     rows = []
     for _ in range(2):

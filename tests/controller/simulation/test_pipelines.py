@@ -1,23 +1,24 @@
-"""The four pipelines, and the wrong prior."""
+"""The pipelines, and the wrong prior."""
 
 from __future__ import annotations
 
 import pytest
 
 from controller.simulation.baselines.runner import run_policy
-from controller.simulation.pipelines import PIPELINES, curve_of, pipeline_named, with_wrong_prior
+from controller.simulation.pipelines import GRAPHS, PIPELINES, curve_of, pipeline_named, with_wrong_prior
 from controller.simulation.service import ServiceLaw
 from controller.simulation.workloads import constant
 from sair.errors import InvalidInput
 from sair.pipeline import topological_order
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [*PIPELINES, *GRAPHS])
 def test_each_pipeline_starts_within_its_bounds_and_serves_half_its_base_rate(name: str) -> None:
     setup = pipeline_named(name)
     assert setup.name == name
-    assert len(setup.stages) == 3
     names = {stage.plan.name: stage.plan.after for stage in setup.stages}
+    chain = all(after == tuple(names)[place - 1 : place] for place, after in enumerate(names.values()) if place)
+    assert chain == (name in PIPELINES)
     assert topological_order(names) == tuple(names)
     for stage in setup.stages:
         limits, initial = stage.limits, stage.initial
@@ -40,7 +41,7 @@ def test_an_unknown_pipeline_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_models_curve_is_the_law_for_a_batch_of_one() -> None:
-    for setup in (maker() for maker in PIPELINES.values()):
+    for setup in (maker() for maker in (*PIPELINES.values(), *GRAPHS.values())):
         for stage in setup.stages:
             law, curve = stage.prior, setup.prior_curves[stage.plan.name]
             for cores, share in ((0.5, 0.2), (1.0, 1.0), (3.0, 0.7)):

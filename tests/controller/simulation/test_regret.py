@@ -66,7 +66,7 @@ def test_values_come_from_rollouts_that_leave_the_plant_alone() -> None:
     twin.advance(60)
     relief, useless = Action.of([StageDelta("pre", cpu=1000)]), Action.of([StageDelta("inf", gpu_milli=100)])
 
-    def goodput(one: Plant) -> float:
+    def goodput(one: Plant, _action: Action) -> float:
         return one.observe(30).goodput_per_s
 
     values = action_values(plant, [relief, useless], 30, goodput)
