@@ -10,16 +10,18 @@
 
 static struct sair_cost table[TABLE_SIZE];
 
+/* Multilinear, so that no product waits for another; the upper bits depend on all of the key. */
 static uint32_t hash(const struct sair_key *key) {
-    uint64_t h = 0;
-    for (int i = 0; i < 5; i++) h = (h ^ key->words[i]) * UINT64_C(0x9e3779b97f4a7c15), h ^= h >> 29;
-    return (uint32_t)(h >> 32);
+    const uint64_t *w = key->words;
+    uint64_t h = (w[0] ^ w[0] >> 32) * UINT64_C(0x9e3779b97f4a7c15) + (w[1] ^ w[1] >> 32) * UINT64_C(0xbf58476d1ce4e5b9) +
+                 (w[2] ^ w[2] >> 32) * UINT64_C(0x94d049bb133111eb) + (w[3] ^ w[3] >> 32) * UINT64_C(0xd6e8feb86659fd93) +
+                 (w[4] ^ w[4] >> 32) * UINT64_C(0xa0761d6478bd642f);
+    return (uint32_t)(h >> 40);
 }
 
 static int is_equal(const struct sair_key *a, const struct sair_key *b) {
-    uint64_t difference = 0;
-    for (int i = 0; i < 5; i++) difference |= a->words[i] ^ b->words[i];
-    return difference == 0;
+    const uint64_t *x = a->words, *y = b->words;
+    return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4])) == 0;
 }
 
 static struct sair_cost *find(const struct sair_key *key, int make) {

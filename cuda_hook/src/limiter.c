@@ -215,7 +215,6 @@ static void join_batch(struct sair_launch *launch, int alone) {
     batch->charged_ns += launch->charged_ns;
     batch->estimate_ns += launch->estimate_ns;
     launch->close_after = alone || batch->estimate_ns >= BATCH_NS || batch->launches >= BATCH_LAUNCHES;
-    SAIR_ADD(&launch->device->slot->outstanding_ns, launch->charged_ns);
     if (launch->is_unmeasured && launch->cost != NULL)
         SAIR_STORE(&launch->cost->pending_since_ns, batch->opened_ns);
 }
@@ -231,7 +230,6 @@ void sair_limit_charge(struct sair_launch *launch, const struct sair_key *key, C
     launch->device = device;
     launch->cost = cost;
     launch->close_after = 0;
-    SAIR_ADD(&device->slot->launches, UINT64_C(1));
     if (is_graph) SAIR_ADD(&device->slot->graph_launches, UINT64_C(1));
 
     int unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
@@ -255,13 +253,14 @@ void sair_limit_charge(struct sair_launch *launch, const struct sair_key *key, C
 void sair_limit_measure(struct sair_launch *launch, CUstream handle, int per_thread) {
     if (launch->device == NULL) return;
     struct sair_stream *stream = sair_stream_find(handle, per_thread);
-    if (stream == NULL) return;
-    if (!sair_stream_try(stream)) {
-        if (SAIR_LOAD(&stream->open)) SAIR_ADD(&stream->foreign_charged_ns, launch->charged_ns);
-        return;
+    if (stream != NULL && sair_stream_try(stream)) {
+        launch->stream = stream;
+        join_batch(launch, launch->is_unmeasured || is_probe(launch->device, launch->cost));
+    } else if (stream != NULL && SAIR_LOAD(&stream->open)) {
+        SAIR_ADD(&stream->foreign_charged_ns, launch->charged_ns);
     }
-    launch->stream = stream;
-    join_batch(launch, launch->is_unmeasured || is_probe(launch->device, launch->cost));
+    /* A batch counts its own. */
+    if (launch->stream == NULL) SAIR_ADD(&launch->device->slot->launches, UINT64_C(1));
 }
 
 void sair_limit_end(struct sair_launch *launch, CUresult result) {
@@ -274,20 +273,21 @@ void sair_limit_end(struct sair_launch *launch, CUresult result) {
             stream->current.charged_ns -= launch->charged_ns;
             stream->current.estimate_ns -= launch->estimate_ns;
             stream->current.launches--;
-            SAIR_SUB(&launch->device->slot->outstanding_ns, launch->charged_ns);
             if (launch->cost != NULL) SAIR_STORE(&launch->cost->pending_since_ns, UINT64_C(0));
         }
     }
     if (stream == NULL) return;
     if (launch->close_after) sair_batch_close(stream);
+    int is_filling = launch->close_after && sair_stream_is_filling(stream);
     sair_stream_release(stream);
+    /* Leases of many short launches end more seldom than the ring is full. */
+    if (is_filling) sair_streams_harvest(sair_now_ns());
 }
 
 void sair_limit_count(void) {
     uint64_t now = sair_coarse_ns();
     if (__builtin_expect(now >= SAIR_LOAD(&sair_process.next_tick_ns), 0)) sair_process_tick(now);
-    struct sair_device *device = &sair_process.devices[0];
-    if (__builtin_expect(SAIR_LOAD_ACQUIRE(&device->state) != 2, 0)) device = sair_device_current();
+    struct sair_device *device = sair_device_current();
     if (device != NULL) SAIR_BUMP(&device->slot->launches, UINT64_C(1));
 }
 

@@ -61,7 +61,13 @@ static inline int sair_mode(void) {
 void sair_process_tick(uint64_t now_ns);
 
 /* The GPU of the calling thread's current context; NULL where there is none or it is not ours to limit. */
-struct sair_device *sair_device_current(void);
+struct sair_device *sair_device_of_context(void);
+
+static inline struct sair_device *sair_device_current(void) {
+    struct sair_device *first = &sair_process.devices[0];
+    int is_it = SAIR_LOAD(&sair_process.device_count) == 1 && SAIR_LOAD_ACQUIRE(&first->state) == 2;
+    return __builtin_expect(is_it, 1) ? first : sair_device_of_context();
+}
 
 /* The memory limit's GPU where no launch has happened: also made at first use. */
 struct sair_device *sair_device_at(int ordinal);

@@ -108,18 +108,26 @@ fail:
     return 0;
 }
 
-void sair_batch_close(struct sair_stream *stream) {
-    if (!stream->open) return;
+/* The open batch is over. Its launches are told only now: two locked instructions a batch instead of two a launch. */
+static void finish(struct sair_stream *stream) {
     struct sair_batch *batch = &stream->current;
     SAIR_STORE(&stream->open, (uint8_t)0);
-    batch->submitted_ns = sair_now_ns();
-    batch->broken = SAIR_LOAD(&sair_captures_active) != 0 || record(stream, batch->end) != CUDA_SUCCESS;
     int64_t foreign = SAIR_SWAP(&stream->foreign_charged_ns, (int64_t)0);
     if (foreign != 0) {
         batch->charged_ns += foreign;
         batch->estimate_ns += foreign;
         batch->cost = NULL;
     }
+    SAIR_ADD(&batch->device->slot->launches, (uint64_t)batch->launches);
+    SAIR_ADD(&batch->device->slot->outstanding_ns, batch->charged_ns);
+}
+
+void sair_batch_close(struct sair_stream *stream) {
+    if (!stream->open) return;
+    struct sair_batch *batch = &stream->current;
+    batch->submitted_ns = sair_now_ns();
+    batch->broken = SAIR_LOAD(&sair_captures_active) != 0 || record(stream, batch->end) != CUDA_SUCCESS;
+    finish(stream);
     if (SAIR_LOAD(&batch->device->in_flight) > stream->tail - SAIR_LOAD(&stream->head) + 1) batch->crowded = 1;
     stream->last_ns = batch->estimate_ns;
     stream->ring[stream->tail % SAIR_BATCHES] = *batch;
@@ -188,7 +196,7 @@ static void evict(struct sair_stream *stream, int events_survive) {
     while (!sair_stream_try(stream)) sched_yield();
     if (SAIR_LOAD(&stream->used) == 2) {
         if (stream->open) {
-            SAIR_STORE(&stream->open, (uint8_t)0);
+            finish(stream);
             sair_settle_unknown(&stream->current);
             if (events_survive) drop_events(stream, &stream->current);
             SAIR_SUB(&stream->current.device->in_flight, 1u);

@@ -62,6 +62,11 @@ static inline void sair_stream_release(struct sair_stream *stream) {
 int sair_batch_open(struct sair_stream *stream, struct sair_device *device);
 void sair_batch_close(struct sair_stream *stream);
 
+/* Whether half the ring waits to be harvested. */
+static inline int sair_stream_is_filling(const struct sair_stream *stream) {
+    return stream->tail - SAIR_LOAD_ACQUIRE(&stream->head) >= SAIR_BATCHES / 2;
+}
+
 /* Close the open batches that the calling thread may close: all but other threads' per-thread streams. */
 void sair_streams_close_batches(void);
 
