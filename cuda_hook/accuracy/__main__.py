@@ -18,12 +18,12 @@ from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single,
 from cuda_hook.accuracy.container import hook_library
 from cuda_hook.accuracy.ideal import LONG_KERNEL_MS
 from cuda_hook.accuracy.overhead import overhead
-from cuda_hook.accuracy.shapes import PAIR_SHAPES, RATES, SHAPES, Shape
+from cuda_hook.accuracy.shapes import OVERLAPPING, PAIR_SHAPES, RATES, SHAPES, SYNCED, Shape
 from cuda_hook.accuracy.verdict import Figure, Verdict, table
 
 __all__ = ["main"]
 
-GROUPS = ("single", "change", "unslowed", "siblings", "pairs", "overhead")
+GROUPS = ("single", "overlap", "change", "unslowed", "siblings", "pairs", "overhead")
 _ATTEMPTS = 3
 
 
@@ -54,7 +54,7 @@ def _measurement(
     agent: bool = False,
 ) -> Measurement:
     words = [item.name if isinstance(item, Shape) else str(item) for item in arguments]
-    where = [arbiter, "with agent" if agent else "without agent"] if group == "pairs" else []
+    where = [arbiter, "with agent" if agent else "without agent"] if group in ("pairs", "overlap") else []
     return Measurement(
         group, lambda bench: [case(bench, *arguments)], " / ".join([*words, *where]), alone, arbiter, agent
     )
@@ -62,6 +62,10 @@ def _measurement(
 
 def _measurements() -> list[Measurement]:
     found = [_measurement("single", single, *one) for one in itertools.product(SHAPES, RATES)]
+    for shape, rate in itertools.product(OVERLAPPING, (0.3, 0.8)):
+        found.append(_measurement("overlap", single, shape, rate, arbiter="concurrent"))
+    for rate, arbiter in itertools.product((0.3, 0.8), ("concurrent", "mps")):
+        found.append(_measurement("overlap", siblings, OVERLAPPING[1], rate, 4, arbiter=arbiter))
     for shape in SHAPES:
         found += [_measurement("change", live_change, shape, *rates) for rates in ((0.3, 0.8), (0.8, 0.3))]
     found += [
@@ -89,6 +93,8 @@ def _measurements() -> list[Measurement]:
             (short, long, (4, 2)),
         ):
             found.append(_measurement("pairs", pair, first, second, 0, counts, arbiter=arbiter))
+        for shapes in ((SYNCED, middle), (middle, SYNCED)):
+            found.append(_measurement("pairs", pair, *shapes, arbiter=arbiter, agent=True))
     for arbiter in ("fifo", "rr"):
         for bias in (-100, 100):
             found.append(_measurement("pairs", pair, *PAIR_SHAPES[:2], bias, arbiter=arbiter, agent=True))

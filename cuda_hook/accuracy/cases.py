@@ -139,7 +139,7 @@ def single(bench: Bench, shape: Shape, rate: float) -> Verdict:
     wide, narrow = _error(busy, rate, 1000, starved), _error(busy, rate, 100, starved)
     return Verdict(
         "one container: mean absolute error of the share, points",
-        f"{shape.name}, r = {rate}",
+        f"{shape.name}, r = {rate}{_on(bench)}",
         (
             Figure("share", 100 * wide.mean, None, "%"),
             Figure("1 s", 100 * wide.mean_absolute, 100 * error_bar(shape.kernel_ms, rate, 1000)),
@@ -148,6 +148,11 @@ def single(bench: Bench, shape: Shape, rate: float) -> Verdict:
         ),
         *_least_seen(wide, narrow),
     )
+
+
+def _on(bench: Bench) -> str:
+    """Of a GPU that does more than one thing at a time, what."""
+    return "" if bench.arbiter == "fifo" else f", {bench.arbiter}"
 
 
 def live_change(bench: Bench, shape: Shape, before: float, after: float) -> Verdict:
@@ -222,7 +227,7 @@ def siblings(bench: Bench, shape: Shape, rate: float, count: int) -> Verdict:
     wide = _error(busy, rate, 1000, starved)
     return Verdict(
         "processes that share one container's budget",
-        f"{count} x {shape.name}, r = {rate}",
+        f"{count} x {shape.name}, r = {rate}{_on(bench)}",
         (
             Figure("share", 100 * wide.mean, None, "%"),
             Figure("1 s", 100 * wide.mean_absolute, 2.0),

@@ -15,6 +15,7 @@ struct sair_key {
 struct sair_cost {
     uint32_t state;            /* 0 empty, 1 being filled, 2 valid */
     uint32_t samples;          /* 0: unmeasured */
+    uint32_t generation;       /* counts how often the entry was forgotten or became another key's */
     struct sair_key key;
     int64_t mean_ns;           /* moving average; for while spans can be trusted */
     int64_t low_ns;            /* lowest over the last two windows; what it costs undisturbed */
@@ -45,7 +46,14 @@ static inline struct sair_key sair_key_graph(CUgraphExec exec) {
     return (struct sair_key){{(uint64_t)(uintptr_t)exec, 0, 0, 0, UINT64_MAX}};
 }
 
-/* The entry of a key, made if it is new; NULL when the table is full around it. Entries are never shared or moved. */
+/* The same on another GPU: a kernel may be launched on any, an executable graph too. */
+static inline void sair_key_on(struct sair_key *key, unsigned gpu) {
+    key->words[4] ^= (uint64_t)gpu << 32;
+}
+
+/* The entry of a key, made if it is new. Entries are never shared or moved, but where the table is full around a new key,
+ * it takes the place of the one that learned least lately: who keeps an entry keeps its generation too and looks whether
+ * it is still the same. NULL where all of them learned a moment ago. */
 struct sair_cost *sair_cost_find(const struct sair_key *key);
 
 /* Forget what is known of a key, if it is known. */
@@ -57,7 +65,7 @@ void sair_cost_forget(const struct sair_key *key);
 void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns,
                      uint64_t now_ns);
 
-/* After fork: nothing is in flight in the child. */
+/* After fork: nothing is in flight in the child, and no other thread is about to fill an entry. */
 void sair_cost_reset_pending(void);
 
 #endif

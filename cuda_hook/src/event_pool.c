@@ -63,3 +63,8 @@ void sair_events_forget(CUcontext context) {
     pooled_count = kept;
     unlock();
 }
+
+void sair_events_reset(void) {
+    pooled_count = 0;
+    unlock();
+}

@@ -33,6 +33,9 @@ struct sair_device {
     uint32_t siblings, rank;        /* > 1: this many processes take turns in them, this one in that place */
     uint32_t refreshing;            /* try-lock of whoever takes up what the agent wrote */
     uint64_t now_ns;                /* the clock as last read for this device */
+    int64_t usual_ns;               /* what a launch costs on average; 0 = none measured yet */
+    int64_t usual_sum_ns;           /* of which it is the mean; the harvester's */
+    uint32_t usual_launches;
 };
 
 struct sair_process {
@@ -63,10 +66,16 @@ void sair_process_tick(uint64_t now_ns);
 /* The GPU of the calling thread's current context; NULL where there is none or it is not ours to limit. */
 struct sair_device *sair_device_of_context(void);
 
-static inline struct sair_device *sair_device_current(void) {
+/* The only GPU of the process; NULL where it has several, or has not looked yet. */
+static inline struct sair_device *sair_device_only(void) {
     struct sair_device *first = &sair_process.devices[0];
     int is_it = SAIR_LOAD(&sair_process.device_count) == 1 && SAIR_LOAD_ACQUIRE(&first->state) == 2;
-    return __builtin_expect(is_it, 1) ? first : sair_device_of_context();
+    return __builtin_expect(is_it, 1) ? first : NULL;
+}
+
+static inline struct sair_device *sair_device_current(void) {
+    struct sair_device *only = sair_device_only();
+    return only != NULL ? only : sair_device_of_context();
 }
 
 /* The memory limit's GPU where no launch has happened: also made at first use. */
