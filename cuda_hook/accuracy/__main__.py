@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single, unslowed
+from cuda_hook.accuracy.cases import OVERLAP_BAR, Bench, live_change, pair, siblings, single, unslowed
 from cuda_hook.accuracy.container import hook_library
 from cuda_hook.accuracy.ideal import LONG_KERNEL_MS
 from cuda_hook.accuracy.overhead import overhead
@@ -62,10 +62,14 @@ def _measurement(
 
 def _measurements() -> list[Measurement]:
     found = [_measurement("single", single, *one) for one in itertools.product(SHAPES, RATES)]
-    for shape, rate in itertools.product(OVERLAPPING, (0.3, 0.8)):
-        found.append(_measurement("overlap", single, shape, rate, arbiter="concurrent"))
-    for rate, arbiter in itertools.product((0.3, 0.8), ("concurrent", "mps")):
-        found.append(_measurement("overlap", siblings, OVERLAPPING[1], rate, 4, arbiter=arbiter))
+    for rate in (0.3, 0.8):
+        for shape, count, arbiter in (
+            (OVERLAPPING[0], 1, "concurrent"),
+            (OVERLAPPING[1], 1, "concurrent"),
+            (OVERLAPPING[1], 4, "concurrent"),
+            (OVERLAPPING[1], 4, "mps"),
+        ):
+            found.append(_measurement("overlap", siblings, shape, rate, count, OVERLAP_BAR, arbiter=arbiter))
     for shape in SHAPES:
         found += [_measurement("change", live_change, shape, *rates) for rates in ((0.3, 0.8), (0.8, 0.3))]
     found += [
@@ -93,8 +97,9 @@ def _measurements() -> list[Measurement]:
             (short, long, (4, 2)),
         ):
             found.append(_measurement("pairs", pair, first, second, 0, counts, arbiter=arbiter))
-        for shapes in ((SYNCED, middle), (middle, SYNCED)):
-            found.append(_measurement("pairs", pair, *shapes, arbiter=arbiter, agent=True))
+        # Who waits after so little cannot ask for more beside another's queue.
+        for shapes, rates in (((SYNCED, middle), (0.1, 0.6)), ((middle, SYNCED), (0.6, 0.1))):
+            found.append(_measurement("pairs", pair, *shapes, 0, (1, 1), rates, arbiter=arbiter, agent=True))
     for arbiter in ("fifo", "rr"):
         for bias in (-100, 100):
             found.append(_measurement("pairs", pair, *PAIR_SHAPES[:2], bias, arbiter=arbiter, agent=True))

@@ -61,8 +61,7 @@ static struct sair_cost *replace(const struct sair_key *key, uint32_t at) {
     return found != NULL && SAIR_CAS(&found->state, &state, 1u) ? fill(found, key, now) : NULL;
 }
 
-static struct sair_cost *find(const struct sair_key *key, int make) {
-    uint32_t at = hash(key);
+static struct sair_cost *find(const struct sair_key *key, uint32_t at, int make) {
     for (uint32_t i = 0, looks = 0; i < PROBES && looks < FILLING_LOOKS; i++) {
         struct sair_cost *cost = &table[(at + i) & (TABLE_SIZE - 1)];
         uint32_t state = SAIR_LOAD_ACQUIRE(&cost->state);
@@ -79,11 +78,14 @@ static struct sair_cost *find(const struct sair_key *key, int make) {
 }
 
 struct sair_cost *sair_cost_find(const struct sair_key *key) {
-    return find(key, 1);
+    uint32_t at = hash(key);
+    struct sair_cost *first = &table[at & (TABLE_SIZE - 1)];
+    if (__builtin_expect(SAIR_LOAD_ACQUIRE(&first->state) == 2 && is_equal(&first->key, key), 1)) return first;
+    return find(key, at, 1);
 }
 
 void sair_cost_forget(const struct sair_key *key) {
-    struct sair_cost *cost = find(key, 0);
+    struct sair_cost *cost = find(key, hash(key), 0);
     if (cost != NULL) start_empty(cost, 0);
 }
 

@@ -15,10 +15,10 @@ struct sair_key {
 struct sair_cost {
     uint32_t state;            /* 0 empty, 1 being filled, 2 valid */
     uint32_t samples;          /* 0: unmeasured */
-    uint32_t generation;       /* counts how often the entry was forgotten or became another key's */
     struct sair_key key;
     int64_t mean_ns;           /* moving average; for while spans can be trusted */
     int64_t low_ns;            /* lowest over the last two windows; what it costs undisturbed */
+    uint32_t generation;       /* counts how often the entry was forgotten or became another key's */
     int64_t window_low_ns;     /* lowest in the current window */
     uint64_t window_start_ns;
     uint32_t window_samples;
@@ -26,7 +26,7 @@ struct sair_cost {
     uint64_t learned_ns;       /* when it last learned */
     uint32_t impatient;        /* a launch waited in vain for the first measurement: no other will */
     uint64_t pending_since_ns; /* an unmeasured launch is in flight since; 0 = none */
-};
+} __attribute__((aligned(128))); /* what every launch reads is one line of the cache */
 
 /* Keeps gcc from reading eight bytes where it spilled four because the upper half is shifted out: the processor cannot
  * forward such a store, which costs 4 ns a launch. */
@@ -48,7 +48,8 @@ static inline struct sair_key sair_key_graph(CUgraphExec exec) {
 
 /* The same on another GPU: a kernel may be launched on any, an executable graph too. */
 static inline void sair_key_on(struct sair_key *key, unsigned gpu) {
-    key->words[4] ^= (uint64_t)gpu << 32;
+    /* Not touched again for the first: it would have to be read back from where it was just written. */
+    if (__builtin_expect(gpu != 0, 0)) key->words[4] ^= (uint64_t)gpu << 32;
 }
 
 /* The entry of a key, made if it is new. Entries are never shared or moved, but where the table is full around a new key,

@@ -32,6 +32,9 @@
 /* Overdraft with which a launch may use a long quiet period: what is owed for one of its kind that was overcharged. */
 #define OPENING_CREDIT_NS (500 * SAIR_MS)
 
+/* Kept out of the way of a launch that needs none of it. */
+#define SELDOM __attribute__((noinline, cold))
+
 static void sleep_ns(uint64_t ns) {
     struct timespec left = {(time_t)(ns / UINT64_C(1000000000)), (long)(ns % UINT64_C(1000000000))};
     while (nanosleep(&left, &left) != 0 && errno == EINTR) {
@@ -60,7 +63,6 @@ static int64_t usual(const struct sair_device *device) {
 
 static uint64_t look(struct sair_device *device) {
     uint64_t now = sair_now_ns();
-    SAIR_STORE(&device->now_ns, now);
     sair_process_tick(now);
     sair_streams_harvest(now);
     sair_contention_refresh(device, now);
@@ -147,7 +149,7 @@ static uint64_t wait_for_budget(struct request *request) {
 }
 
 /* The lease is spent: take the next one, large enough for `charge`, which is spent at once. */
-static void renew(struct sair_device *device, int64_t charge) {
+static SELDOM void renew(struct sair_device *device, int64_t charge) {
     static uint64_t probed_ns;
     int64_t lease = sair_gpu_ns(sair_process.config.window_ns, SAIR_LOAD(&sair_process.rate_ppm)) / 4;
     if (lease > LEASE_NS) lease = LEASE_NS;
@@ -161,7 +163,7 @@ static void renew(struct sair_device *device, int64_t charge) {
     SAIR_STORE(&device->slot->last_seen_ns, now);
     if (now - SAIR_LOAD(&probed_ns) > PROBE_SPACING_NS) {
         SAIR_STORE(&probed_ns, now);
-        SAIR_STORE(&device->probe_due, 1u);
+        SAIR_STORE(&device->probe_before_ns, now - PROBE_AGE_NS);
     }
 }
 
@@ -196,12 +198,19 @@ static void wait_for_ring(struct sair_device *device, CUstream handle, int per_t
     }
 }
 
+/* The cost is unknown: wait until it is known or the launch can be measured. Returns what to charge if it still is
+ * unknown. */
+static SELDOM int64_t await_cost(struct sair_device *device, struct sair_cost *cost, CUstream handle, int per_thread) {
+    SAIR_ADD(&device->slot->unmeasured, UINT64_C(1));
+    wait_for_ring(device, handle, per_thread);
+    if (cost != NULL && SAIR_LOAD(&cost->pending_since_ns) != 0) return wait_for_measurement(device, cost);
+    return usual(device);
+}
+
 /* Whether this launch is to be measured by itself although its cost is known. */
 static int is_probe(struct sair_device *device, const struct sair_cost *cost) {
-    if (__builtin_expect(!SAIR_LOAD(&device->probe_due), 1) || cost == NULL) return 0;
-    /* It may have learned after the clock was last read. */
-    if (SAIR_LOAD(&cost->learned_ns) + PROBE_AGE_NS > SAIR_LOAD(&device->now_ns)) return 0;
-    SAIR_STORE(&device->probe_due, 0u);
+    if (__builtin_expect(SAIR_LOAD(&cost->learned_ns) >= SAIR_LOAD(&device->probe_before_ns), 1)) return 0;
+    SAIR_STORE(&device->probe_before_ns, UINT64_C(0));
     return 1;
 }
 
@@ -220,6 +229,14 @@ static int is_skipped(struct sair_stream *stream, int alone, int64_t estimate_ns
     return 1;
 }
 
+/* It is in no batch, or in that of another thread, which is submitting to the stream just now. */
+static SELDOM void count_unmeasured(struct sair_launch *launch, struct sair_stream *foreign) {
+    launch->foreign = foreign;
+    if (foreign != NULL) SAIR_ADD(&foreign->foreign_charged_ns, launch->charged_ns);
+    SAIR_ADD(&launch->device->slot->launches, UINT64_C(1));
+    if (launch->is_unmeasured) SAIR_ADD(&launch->device->slot->unmeasurable, UINT64_C(1));
+}
+
 /* Put the launch into a batch of its stream. Caller holds the stream. */
 static void join_batch(struct sair_launch *launch, int alone) {
     struct sair_stream *stream = launch->stream;
@@ -228,12 +245,12 @@ static void join_batch(struct sair_launch *launch, int alone) {
         if (is_skipped(stream, alone, launch->estimate_ns) || !sair_batch_open(stream, launch->device)) {
             launch->stream = NULL;
             sair_stream_release(stream);
+            count_unmeasured(launch, NULL);
             return;
         }
         stream->current.cost = launch->cost;
         stream->current.generation = launch->generation;
     }
-    SAIR_STORE(&stream->polled, (uint8_t)0);
     struct sair_batch *batch = &stream->current;
     if (batch->cost != launch->cost) batch->cost = NULL;
     batch->unmeasured |= (uint8_t)launch->is_unmeasured;
@@ -241,7 +258,7 @@ static void join_batch(struct sair_launch *launch, int alone) {
     batch->charged_ns += launch->charged_ns;
     batch->estimate_ns += launch->estimate_ns;
     launch->close_after = alone || batch->estimate_ns >= BATCH_NS || batch->launches >= BATCH_LAUNCHES;
-    if (launch->is_unmeasured && launch->cost != NULL)
+    if (launch->is_unmeasured && launch->cost != NULL && SAIR_LOAD(&launch->cost->generation) == launch->generation)
         SAIR_STORE(&launch->cost->pending_since_ns, batch->opened_ns);
 }
 
@@ -258,17 +275,13 @@ void sair_limit_charge(struct sair_launch *launch, struct sair_key *key, CUstrea
     launch->device = device;
     launch->cost = cost;
     launch->generation = cost != NULL ? SAIR_LOAD(&cost->generation) : 0;
-    launch->foreign = NULL;
     launch->close_after = 0;
     if (is_graph) SAIR_ADD(&device->slot->graph_launches, UINT64_C(1));
 
     int unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
     int64_t estimate = 0;
     if (__builtin_expect(unmeasured, 0)) {
-        SAIR_ADD(&device->slot->unmeasured, UINT64_C(1));
-        estimate = usual(device);
-        wait_for_ring(device, handle, per_thread);
-        if (cost != NULL && SAIR_LOAD(&cost->pending_since_ns) != 0) estimate = wait_for_measurement(device, cost);
+        estimate = await_cost(device, cost, handle, per_thread);
         unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
     }
     if (!unmeasured) estimate = undisturbed(device, cost);
@@ -284,19 +297,13 @@ void sair_limit_charge(struct sair_launch *launch, struct sair_key *key, CUstrea
 
 void sair_limit_measure(struct sair_launch *launch, CUstream handle, int per_thread) {
     if (launch->device == NULL) return;
-    struct sair_stream *taken;
-    launch->stream = sair_stream_hold(handle, per_thread, &taken);
-    if (__builtin_expect(launch->cost != NULL && SAIR_LOAD(&launch->cost->generation) != launch->generation, 0))
-        launch->cost = NULL;
-    if (launch->stream != NULL) {
+    struct sair_stream *taken, *stream = sair_stream_hold(handle, per_thread, &taken);
+    if (__builtin_expect(stream != NULL, 1)) {
+        launch->stream = stream;
         join_batch(launch, launch->is_unmeasured || is_probe(launch->device, launch->cost));
-    } else if (taken != NULL && SAIR_LOAD(&taken->open)) {
-        launch->foreign = taken;
-        SAIR_ADD(&taken->foreign_charged_ns, launch->charged_ns);
+        return;
     }
-    if (launch->stream != NULL) return; /* a batch counts its own */
-    SAIR_ADD(&launch->device->slot->launches, UINT64_C(1));
-    if (launch->is_unmeasured) SAIR_ADD(&launch->device->slot->unmeasurable, UINT64_C(1));
+    count_unmeasured(launch, taken != NULL && SAIR_LOAD(&taken->open) ? taken : NULL);
 }
 
 void sair_limit_end(struct sair_launch *launch, CUresult result) {
@@ -305,7 +312,8 @@ void sair_limit_end(struct sair_launch *launch, CUresult result) {
     if (__builtin_expect(result != CUDA_SUCCESS, 0)) {
         /* Nothing was submitted: the budget goes back. */
         SAIR_ADD(&launch->device->slot->lease_ns, launch->charged_ns);
-        if (launch->foreign != NULL) SAIR_SUB(&launch->foreign->foreign_charged_ns, launch->charged_ns);
+        if (stream == NULL && launch->foreign != NULL)
+            SAIR_SUB(&launch->foreign->foreign_charged_ns, launch->charged_ns);
         if (stream != NULL) {
             stream->current.charged_ns -= launch->charged_ns;
             stream->current.estimate_ns -= launch->estimate_ns;

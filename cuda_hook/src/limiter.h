@@ -12,7 +12,7 @@ struct sair_launch {
     uint32_t generation; /* of `cost` when it was found */
     int64_t charged_ns, estimate_ns;
     int is_unmeasured; /* its cost is not known yet */
-    struct sair_stream *foreign; /* another thread was submitting to it: charged to that one's batch */
+    struct sair_stream *foreign; /* where `stream` is NULL: charged to the batch of another thread that submits to it */
     int close_after;
 };
 

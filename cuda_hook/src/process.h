@@ -28,11 +28,10 @@ struct sair_device {
     uint32_t trusted;               /* alone on the card: event spans are our own busy time */
     uint32_t contended;             /* the agent says that others are active: NVML's figure corrects, not spans */
     uint32_t factor_ppm;            /* on the undisturbed cost while not trusted: overlap times scale */
-    uint32_t probe_due;             /* the next launch of a key not seen lately is measured by itself */
     uint32_t stretched;             /* no agent, and launches take longer than they can: keep the quiet periods */
     uint32_t siblings, rank;        /* > 1: this many processes take turns in them, this one in that place */
     uint32_t refreshing;            /* try-lock of whoever takes up what the agent wrote */
-    uint64_t now_ns;                /* the clock as last read for this device */
+    uint64_t probe_before_ns;       /* the next launch of a key that learned before that is measured by itself; 0 = none */
     int64_t usual_ns;               /* what a launch costs on average; 0 = none measured yet */
     int64_t usual_sum_ns;           /* of which it is the mean; the harvester's */
     uint32_t usual_launches;

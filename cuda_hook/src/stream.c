@@ -69,9 +69,14 @@ void sair_context_leave(int was_entered) {
     if (was_entered) (void)sair_driver()->cuCtxPopCurrent_v2(&context);
 }
 
+/* Whether a handle means something else to each context or thread. */
+static inline int is_default(CUstream handle) {
+    return (uintptr_t)handle <= (uintptr_t)CU_STREAM_PER_THREAD;
+}
+
 struct sair_stream_id sair_stream_identify(CUstream handle, int per_thread) {
     struct sair_stream_id id = {.handle = handle};
-    if (__builtin_expect((uintptr_t)handle > (uintptr_t)CU_STREAM_PER_THREAD, 1)) return id;
+    if (__builtin_expect(!is_default(handle), 1)) return id;
     int is_threads = handle == CU_STREAM_PER_THREAD || (handle == NULL && per_thread);
     id.handle = is_threads ? CU_STREAM_PER_THREAD : NULL;
     id.context = current_context();
@@ -91,7 +96,7 @@ CUcontext sair_stream_context(const struct sair_stream_id *id) {
 
 static inline int is_same(const struct sair_stream *stream, const struct sair_stream_id *id) {
     if (SAIR_LOAD(&stream->id.handle) != id->handle) return 0;
-    if (__builtin_expect((uintptr_t)id->handle > (uintptr_t)CU_STREAM_PER_THREAD, 1)) return 1;
+    if (__builtin_expect(!is_default(id->handle), 1)) return 1;
     return SAIR_LOAD(&stream->id.thread) == id->thread && SAIR_LOAD(&stream->id.context) == id->context;
 }
 
@@ -168,10 +173,16 @@ struct sair_stream *sair_stream_find(CUstream handle, int per_thread) {
 }
 
 struct sair_stream *sair_stream_hold(CUstream handle, int per_thread, struct sair_stream **taken) {
-    struct sair_stream_id id = sair_stream_identify(handle, per_thread);
     struct sair_stream *stream = recent;
     *taken = NULL;
-    if (__builtin_expect(stream == NULL || !is_valid(stream, &id), 0)) stream = search(&id);
+    if (__builtin_expect(stream != NULL && !is_default(handle) && SAIR_LOAD(&stream->id.handle) == handle, 1) &&
+        SAIR_LOAD_ACQUIRE(&stream->used) == 2 && try_take(stream)) {
+        if (__builtin_expect(SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->id.handle) == handle, 1))
+            return stream;
+        sair_stream_release(stream);
+    }
+    struct sair_stream_id id = sair_stream_identify(handle, per_thread);
+    if (stream == NULL || !is_valid(stream, &id)) stream = search(&id);
     if (stream == NULL) return NULL;
     if (!try_take(stream)) {
         *taken = stream;
@@ -183,7 +194,7 @@ struct sair_stream *sair_stream_hold(CUstream handle, int per_thread, struct sai
 }
 
 struct sair_device *sair_stream_device(CUstream handle, int per_thread) {
-    if ((uintptr_t)handle <= (uintptr_t)CU_STREAM_PER_THREAD || SAIR_LOAD(&sair_process.contexts) <= 1)
+    if (is_default(handle) || SAIR_LOAD(&sair_process.contexts) <= 1)
         return sair_device_of_context();
     struct sair_stream *stream = sair_stream_find(handle, per_thread);
     if (stream != NULL) return stream->device;
@@ -241,6 +252,7 @@ int sair_batch_open(struct sair_stream *stream, struct sair_device *device) {
     batch->skipped_ns = stream->skipped_ns;
     stream->skipped_ns = 0;
     batch->crowded = SAIR_ADD(&device->in_flight, 1u) > stream->tail - SAIR_LOAD(&stream->head);
+    stream->polled = 0;
     SAIR_STORE(&stream->open, (uint8_t)1);
 out:
     sair_context_leave(was_entered);
@@ -289,28 +301,25 @@ static int is_ours_to_close(const struct sair_stream *stream) {
     return thread == 0 || thread == thread_id;
 }
 
-static void close_batch_of(struct sair_stream *stream) {
-    if (!try_take(stream)) return;
-    if (is_ours_to_close(stream)) sair_batch_close(stream);
-    sair_stream_release(stream);
-}
-
-void sair_streams_close_batches(void) {
-    uint32_t high = SAIR_LOAD(&stream_high);
-    for (uint32_t i = 0; i < high; i++)
-        if (is_ours_to_close(&streams[i])) close_batch_of(&streams[i]);
-}
-
-void sair_streams_polled(void) {
+/* Close the batches that may be closed; with `only_polled` those that had no launch since it was last asked for. */
+static void close_batches(int only_polled) {
     uint32_t high = SAIR_LOAD(&stream_high);
     for (uint32_t i = 0; i < high; i++) {
         struct sair_stream *stream = &streams[i];
-        if (!is_ours_to_close(stream)) continue;
-        if (SAIR_LOAD(&stream->polled))
-            close_batch_of(stream);
-        else
-            SAIR_STORE(&stream->polled, (uint8_t)1);
+        if (!is_ours_to_close(stream) || !try_take(stream)) continue;
+        int is_due = is_ours_to_close(stream) && (!only_polled || stream->polled == stream->current.launches);
+        if (is_due) sair_batch_close(stream);
+        stream->polled = stream->current.launches;
+        sair_stream_release(stream);
     }
+}
+
+void sair_streams_close_batches(void) {
+    close_batches(0);
+}
+
+void sair_streams_polled(void) {
+    close_batches(1);
 }
 
 /* What a finished batch's events say. */
@@ -410,7 +419,7 @@ static void thread_ends(void *unused) {
 }
 
 void sair_stream_gone(CUstream handle) {
-    if ((uintptr_t)handle <= (uintptr_t)CU_STREAM_PER_THREAD) return;
+    if (is_default(handle)) return;
     uint32_t high = SAIR_LOAD(&stream_high);
     unsigned waited_us = 0;
     for (uint32_t i = 0; i < high; i++) {

@@ -24,14 +24,14 @@ struct sair_stream_id {
 };
 
 struct sair_batch {
-    CUevent start, end;
     struct sair_device *device;
     struct sair_cost *cost;    /* the one key of all its launches; NULL if they differ */
-    uint32_t generation;       /* of `cost` when it was found */
     int64_t charged_ns;        /* taken from the budget for it */
     int64_t estimate_ns;       /* sum of the undisturbed costs of its launches */
-    int64_t skipped_ns;        /* estimate of the launches before it that were not measured: it stands for them too */
     uint32_t launches;
+    uint32_t generation;       /* of `cost` when it was found */
+    int64_t skipped_ns;        /* estimate of the launches before it that were not measured: it stands for them too */
+    CUevent start, end;
     uint8_t unmeasured;        /* holds a launch whose cost was unknown */
     uint8_t crowded;           /* other batches of this process ran beside it */
     uint8_t broken;            /* an event could not be recorded */
@@ -52,9 +52,9 @@ struct sair_stream {
     uint32_t end;  /* enum sair_stream_end */
     struct sair_stream_id id;
     uint8_t open;       /* batch `current` is open */
-    uint8_t polled;     /* the program asked whether work is done since the last launch */
     uint8_t skipped;    /* launches not measured since the last batch */
     int64_t skipped_ns; /* their estimate */
+    uint32_t polled;    /* launches of the open batch when the program last asked whether work is done */
     int64_t last_ns;    /* predicted work of the last batch; 0 = not known */
     CUcontext context;  /* in which its events live */
     struct sair_device *device; /* of that context; NULL: not ours to limit */

@@ -78,7 +78,7 @@ static struct sair_key key = {{1, 2, 3, 4, 5}};
 
 static void find_the_key(void) {
     sair_cost_reset_pending();
-    if (find(&key, 1) == NULL) _exit(1);
+    if (sair_cost_find(&key) == NULL) _exit(1);
 }
 
 static void an_entry_half_filled_at_the_fork_is_free_in_the_child(void) {
