@@ -217,7 +217,7 @@ def _agent(root: Path) -> Iterator[None]:
     }
     # Into a file: what is written into a pipe that nobody reads stops the writer once the pipe is full.
     with (root / "agent.log").open("a") as log:
-        process = subprocess.Popen(  # noqa: S603  # our own program
+        process = subprocess.Popen(
             [sys.executable, "-m", "cuda_hook.agent", "serve"], env=environment, stdout=log, stderr=log
         )
         try:
