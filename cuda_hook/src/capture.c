@@ -93,3 +93,8 @@ int sair_stream_is_capturing(CUstream handle, int per_thread) {
     /* Unknown counts as capturing: charging nothing once is harmless, breaking a capture is not. */
     return result != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
+
+int sair_stream_may_record(const struct sair_stream *stream) {
+    if (__builtin_expect(SAIR_LOAD_ACQUIRE(&sair_captures_active) == 0, 1)) return 1;
+    return stream->id.handle != NULL && !sair_stream_is_capturing(stream->id.handle, 0);
+}

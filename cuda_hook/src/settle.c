@@ -3,6 +3,8 @@
 #include "bucket.h"
 #include "busy_map.h"
 #include "contention.h"
+#include "device_clock.h"
+#include "event_pool.h"
 #include "quiet.h"
 
 /* What a descheduled host thread may at most have added between the start event and the launch. */
@@ -14,6 +16,12 @@
 #define FIRM_SAMPLES 10u
 #define QUEUE_MAX_NS (1000 * SAIR_MS)
 #define USUAL_LAUNCHES 512u
+
+struct sair_interval {
+    uint64_t span_ns;  /* start event to end event */
+    uint64_t until_ns; /* host time of the end event */
+    uint64_t seen_ns;  /* now */
+};
 
 static int64_t clamp(int64_t value, int64_t low, int64_t high) {
     return value < low ? low : value > high ? high : value;
@@ -100,7 +108,7 @@ static void note_usual(struct sair_device *device, int64_t ns, uint32_t launches
     device->usual_launches /= 2;
 }
 
-void sair_settle(const struct sair_batch *batch, const struct sair_interval *interval) {
+static void settle(const struct sair_batch *batch, const struct sair_interval *interval) {
     struct sair_device *device = batch->device;
     uint64_t now = interval->seen_ns;
     int64_t span = (int64_t)interval->span_ns, slack = slack_of(batch, interval), lower = span - slack;
@@ -124,8 +132,39 @@ void sair_settle(const struct sair_batch *batch, const struct sair_interval *int
     book(batch, actual, weight, now);
 }
 
-void sair_settle_unknown(const struct sair_batch *batch) {
+static void settle_unknown(const struct sair_batch *batch) {
     if (batch->cost != NULL && SAIR_LOAD(&batch->cost->generation) == batch->generation)
         SAIR_STORE(&batch->cost->pending_since_ns, UINT64_C(0));
     book(batch, batch->charged_ns, 1, sair_now_ns());
+}
+
+/* What a finished batch's events say. */
+static void settle_measured(struct sair_stream *stream, struct sair_batch *batch, uint64_t span_ns, uint64_t now_ns) {
+    struct sair_interval interval = {.span_ns = span_ns, .seen_ns = now_ns};
+    struct sair_device_clock *clock = sair_device_clock_of(stream->context);
+    CUevent released = NULL;
+    int keep_end = 0;
+    if (clock == NULL || sair_device_clock_map(clock, batch->start, batch->end, span_ns, batch->opened_ns, now_ns,
+                                               &interval.until_ns, &keep_end, &released) != 0)
+        interval.until_ns = now_ns;
+    if (released != NULL) sair_event_give(stream->context, released);
+    settle(batch, &interval);
+    if (keep_end) batch->end = NULL;
+}
+
+int sair_settle_head(struct sair_stream *stream, uint64_t now_ns) {
+    struct sair_batch *batch = &stream->ring[stream->head % SAIR_BATCHES];
+    const struct sair_driver *driver = sair_driver();
+    int is_dead = SAIR_LOAD(&stream->end) == SAIR_STREAM_DEAD;
+    CUresult state = batch->broken || is_dead ? CUDA_ERROR_UNKNOWN : driver->cuEventQuery(batch->end);
+    if (state == CUDA_ERROR_NOT_READY) return 0;
+    float milliseconds = 0;
+    if (state == CUDA_SUCCESS && driver->cuEventElapsedTime(&milliseconds, batch->start, batch->end) == CUDA_SUCCESS)
+        settle_measured(stream, batch, (uint64_t)((double)milliseconds * 1e6), now_ns);
+    else
+        settle_unknown(batch);
+    if (!is_dead) sair_batch_drop_events(stream, batch);
+    SAIR_SUB(&batch->device->in_flight, 1u);
+    SAIR_STORE_RELEASE(&stream->head, stream->head + 1);
+    return 1;
 }

@@ -18,7 +18,6 @@
 static struct sair_stream streams[SAIR_STREAMS];
 static uint32_t stream_high; /* slots ever used */
 static uint32_t harvesting;
-static CUcontext only_context; /* while the process has one */
 static __thread struct sair_stream *recent;
 static __thread uint64_t thread_id;
 static pthread_key_t thread_key;
@@ -40,35 +39,6 @@ static uint64_t own_thread(void) {
     return thread_id;
 }
 
-static CUcontext current_context(void) {
-    CUcontext context = SAIR_LOAD(&only_context);
-    if (context != NULL && SAIR_LOAD(&sair_process.contexts) <= 1) return context;
-    const struct sair_driver *driver = sair_driver();
-    context = NULL;
-    if (driver != NULL && driver->cuCtxGetCurrent != NULL) (void)driver->cuCtxGetCurrent(&context);
-    return context;
-}
-
-void sair_context_born(CUcontext context) {
-    SAIR_STORE(&only_context, context);
-    SAIR_ADD(&sair_process.contexts, 1u);
-}
-
-int sair_context_enter(CUcontext context) {
-    const struct sair_driver *driver = sair_driver();
-    CUcontext current = NULL;
-    if (__builtin_expect(SAIR_LOAD(&sair_process.contexts) <= 1, 1) || context == NULL || driver == NULL) return 0;
-    if (driver->cuCtxGetCurrent == NULL || driver->cuCtxPushCurrent_v2 == NULL || driver->cuCtxPopCurrent_v2 == NULL)
-        return 0;
-    if (driver->cuCtxGetCurrent(&current) != CUDA_SUCCESS || current == context) return 0;
-    return driver->cuCtxPushCurrent_v2(context) == CUDA_SUCCESS;
-}
-
-void sair_context_leave(int was_entered) {
-    CUcontext context;
-    if (was_entered) (void)sair_driver()->cuCtxPopCurrent_v2(&context);
-}
-
 /* Whether a handle means something else to each context or thread. */
 static inline int is_default(CUstream handle) {
     return (uintptr_t)handle <= (uintptr_t)CU_STREAM_PER_THREAD;
@@ -79,7 +49,7 @@ struct sair_stream_id sair_stream_identify(CUstream handle, int per_thread) {
     if (__builtin_expect(!is_default(handle), 1)) return id;
     int is_threads = handle == CU_STREAM_PER_THREAD || (handle == NULL && per_thread);
     id.handle = is_threads ? CU_STREAM_PER_THREAD : NULL;
-    id.context = current_context();
+    id.context = sair_context_current();
     if (is_threads) id.thread = own_thread();
     return id;
 }
@@ -91,7 +61,7 @@ CUcontext sair_stream_context(const struct sair_stream_id *id) {
     if (SAIR_LOAD(&sair_process.contexts) > 1 && driver != NULL && driver->cuStreamGetCtx != NULL &&
         driver->cuStreamGetCtx(id->handle, &context) == CUDA_SUCCESS && context != NULL)
         return context;
-    return current_context();
+    return sair_context_current();
 }
 
 static inline int is_same(const struct sair_stream *stream, const struct sair_stream_id *id) {
@@ -209,19 +179,12 @@ int sair_stream_is_only_one(void) {
     return SAIR_LOAD(&stream_high) <= 1;
 }
 
-/* An event recorded in a stream that is being captured would end up in the graph; one in the legacy stream breaks the
- * capture of any stream that the legacy one waits for. */
-static int may_record(const struct sair_stream *stream) {
-    if (__builtin_expect(SAIR_LOAD_ACQUIRE(&sair_captures_active) == 0, 1)) return 1;
-    return stream->id.handle != NULL && !sair_stream_is_capturing(stream->id.handle, 0);
-}
-
 /* The context has to be current: it says which default stream is meant. */
 static CUresult record(const struct sair_stream *stream, CUevent event) {
     return sair_driver()->cuEventRecord(event, stream->id.handle);
 }
 
-static void drop_events(const struct sair_stream *stream, struct sair_batch *batch) {
+void sair_batch_drop_events(const struct sair_stream *stream, struct sair_batch *batch) {
     sair_event_give(stream->context, batch->start);
     sair_event_give(stream->context, batch->end);
     batch->start = batch->end = NULL;
@@ -237,7 +200,7 @@ int sair_batch_open(struct sair_stream *stream, struct sair_device *device) {
     memset(batch, 0, sizeof *batch);
     batch->device = device;
     int is_open = 0, was_entered = sair_context_enter(stream->context);
-    if (!may_record(stream)) goto out;
+    if (!sair_stream_may_record(stream)) goto out;
     batch->start = sair_event_take(stream->context);
     batch->end = sair_event_take(stream->context);
     if (batch->start != NULL && batch->end != NULL) {
@@ -245,7 +208,7 @@ int sair_batch_open(struct sair_stream *stream, struct sair_device *device) {
         is_open = record(stream, batch->start) == CUDA_SUCCESS;
     }
     if (!is_open) {
-        drop_events(stream, batch);
+        sair_batch_drop_events(stream, batch);
         goto out;
     }
     batch->recorded_ns = sair_now_ns();
@@ -282,7 +245,7 @@ void sair_batch_close(struct sair_stream *stream) {
     if (!stream->open) return;
     stream->current.submitted_ns = sair_now_ns();
     int was_entered = sair_context_enter(stream->context);
-    stream->current.broken = !may_record(stream) || record(stream, stream->current.end) != CUDA_SUCCESS;
+    stream->current.broken = !sair_stream_may_record(stream) || record(stream, stream->current.end) != CUDA_SUCCESS;
     sair_context_leave(was_entered);
     finish(stream);
 }
@@ -322,45 +285,13 @@ void sair_streams_polled(void) {
     close_batches(1);
 }
 
-/* What a finished batch's events say. */
-static void settle_measured(struct sair_stream *stream, struct sair_batch *batch, uint64_t span_ns, uint64_t now_ns) {
-    struct sair_interval interval = {.span_ns = span_ns, .seen_ns = now_ns};
-    struct sair_device_clock *clock = sair_device_clock_of(stream->context);
-    CUevent released = NULL;
-    int keep_end = 0;
-    if (clock == NULL || sair_device_clock_map(clock, batch->start, batch->end, span_ns, batch->opened_ns, now_ns,
-                                               &interval.until_ns, &keep_end, &released) != 0)
-        interval.until_ns = now_ns;
-    if (released != NULL) sair_event_give(stream->context, released);
-    sair_settle(batch, &interval);
-    if (keep_end) batch->end = NULL;
-}
-
-/* One finished batch at the head of a stream's ring. Returns 0 if it is not finished. */
-static int settle_head(struct sair_stream *stream, uint64_t now_ns) {
-    struct sair_batch *batch = &stream->ring[stream->head % SAIR_BATCHES];
-    const struct sair_driver *driver = sair_driver();
-    int is_dead = SAIR_LOAD(&stream->end) == SAIR_STREAM_DEAD;
-    CUresult state = batch->broken || is_dead ? CUDA_ERROR_UNKNOWN : driver->cuEventQuery(batch->end);
-    if (state == CUDA_ERROR_NOT_READY) return 0;
-    float milliseconds = 0;
-    if (state == CUDA_SUCCESS && driver->cuEventElapsedTime(&milliseconds, batch->start, batch->end) == CUDA_SUCCESS)
-        settle_measured(stream, batch, (uint64_t)((double)milliseconds * 1e6), now_ns);
-    else
-        sair_settle_unknown(batch);
-    if (!is_dead) drop_events(stream, batch);
-    SAIR_SUB(&batch->device->in_flight, 1u);
-    SAIR_STORE_RELEASE(&stream->head, stream->head + 1);
-    return 1;
-}
-
 /* A slot whose stream has ended: free it once nothing of it is left. */
 static void retire(struct sair_stream *stream, uint64_t now_ns) {
     if (!try_take(stream)) return;
     /* Taken over meanwhile it is another's. */
     int is_left = SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->end) != SAIR_STREAM_LIVES;
     if (is_left) close_unmeasured(stream);
-    while (is_left && stream->head != stream->tail && settle_head(stream, now_ns)) {
+    while (is_left && stream->head != stream->tail && sair_settle_head(stream, now_ns)) {
     }
     if (is_left && stream->head == stream->tail) SAIR_STORE_RELEASE(&stream->used, 0u);
     sair_stream_release(stream);
@@ -376,7 +307,7 @@ unsigned sair_streams_harvest(uint64_t now_ns) {
     for (uint32_t i = 0; i < high; i++) {
         struct sair_stream *stream = &streams[i];
         if (SAIR_LOAD_ACQUIRE(&stream->used) != 2) continue;
-        while (stream->head != SAIR_LOAD_ACQUIRE(&stream->tail) && settle_head(stream, now_ns)) settled++;
+        while (stream->head != SAIR_LOAD_ACQUIRE(&stream->tail) && sair_settle_head(stream, now_ns)) settled++;
         if (__builtin_expect(SAIR_LOAD_ACQUIRE(&stream->end) != SAIR_STREAM_LIVES, 0)) retire(stream, now_ns);
     }
     sair_capture_restore(mode);
@@ -457,7 +388,7 @@ void sair_streams_forget(void) {
     memset(streams, 0, sizeof streams);
     stream_high = 0;
     harvesting = 0;
-    only_context = NULL;
+    sair_context_forget();
     recent = NULL;
     thread_id = 0;
     sair_captures_forget();

@@ -85,6 +85,8 @@ struct sair_device *sair_stream_device(CUstream handle, int per_thread);
 /* Caller holds `busy` in these two. Opening records the start event; returns 0 where no batch could be opened. */
 int sair_batch_open(struct sair_stream *stream, struct sair_device *device);
 void sair_batch_close(struct sair_stream *stream);
+/* Its events may be recorded again. */
+void sair_batch_drop_events(const struct sair_stream *stream, struct sair_batch *batch);
 
 /* Whether half the ring waits to be harvested. */
 static inline int sair_stream_is_filling(const struct sair_stream *stream) {
@@ -106,6 +108,8 @@ void sair_stream_gone(CUstream handle);
 void sair_context_gone(CUcontext context);
 /* A context came into being: while it is the only one, it need not be asked for. */
 void sair_context_born(CUcontext context);
+void sair_context_forget(void);
+CUcontext sair_context_current(void);
 /* Make a context current for as long as something is done in it. Returns whether to leave it. */
 int sair_context_enter(CUcontext context);
 void sair_context_leave(int was_entered);
@@ -131,5 +135,8 @@ void sair_capture_restore(CUstreamCaptureMode mode);
 int sair_capture_can_relax(void);
 /* Whether this stream is being captured; only asks the driver while any capture is active. */
 int sair_stream_is_capturing(CUstream handle, int per_thread);
+/* Whether an event may be recorded in a stream: in one that is being captured it would end up in the graph, in the legacy
+ * one it would break the capture of any stream that the legacy one waits for. */
+int sair_stream_may_record(const struct sair_stream *stream);
 
 #endif

@@ -10,7 +10,7 @@ import pytest
 from cuda_hook.accuracy.cases import Bench
 from cuda_hook.accuracy.ground_truth import GroundTruth
 from tests.cuda_hook.conftest import RunProgram
-from tests.cuda_hook.programs import streams
+from tests.cuda_hook.programs import copies, graphs, streams
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,11 @@ from tests.cuda_hook.programs import streams
     [
         streams.a_batch_of_the_legacy_stream_is_closed_though_contexts_appear,
         streams.destroyed_at_rate_1,
-        streams.threads_share_a_stream,
+        streams.threads_submit_to_one_stream,
         streams.forks_beside_threads_that_launch,
-        streams.every_call_that_waits_closes_the_batch,
-        streams.graphs_changed_in_every_way,
-        streams.an_executable_graph_at_an_address_used_before,
+        copies.every_call_that_waits_closes_the_batch,
+        graphs.graphs_changed_in_every_way,
+        graphs.an_executable_graph_at_an_address_used_before,
         streams.captures_into_existing_graphs,
         streams.work_in_other_contexts_is_measured,
         streams.a_context_that_is_detached,
@@ -63,7 +63,7 @@ def test_the_share_holds_whatever_can_be_measured(
     assert 0.24 < share < 0.32
 
 
-def test_work_is_charged_to_the_device_of_its_stream(hook: Path, bench: Bench, run_program: RunProgram) -> None:
+def test_the_share_is_that_of_the_streams_device(hook: Path, bench: Bench, run_program: RunProgram) -> None:
     bench.directory.mkdir(parents=True)
     gpu = GroundTruth(bench.directory / "gpu", settings={"SAIR_SIMGPU_DEVICES": "2"})
     container = bench.container("one")
