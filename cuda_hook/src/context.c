@@ -35,3 +35,14 @@ void sair_context_leave(int was_entered) {
 void sair_context_forget(void) {
     only_context = NULL;
 }
+
+struct sair_device *sair_stream_device(CUstream handle, int per_thread) {
+    if (sair_stream_is_default(handle) || SAIR_LOAD(&sair_process.contexts) <= 1) return sair_device_of_context();
+    struct sair_stream *stream = sair_stream_find(handle, per_thread);
+    if (stream != NULL && stream->device != NULL) return stream->device;
+    struct sair_stream_id id = sair_stream_identify(handle, per_thread);
+    int was_entered = sair_context_enter(sair_stream_context(&id));
+    struct sair_device *device = sair_device_of_context();
+    sair_context_leave(was_entered);
+    return device;
+}

@@ -1,7 +1,6 @@
 #include "event_pool.h"
 
-#include "atomics.h"
-#include "driver.h"
+#include "stream.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -39,7 +38,10 @@ CUevent sair_event_take(CUcontext context) {
     if (event != NULL) return event;
     const struct sair_driver *driver = sair_driver();
     if (driver == NULL || driver->cuEventCreate == NULL) return NULL;
-    return driver->cuEventCreate(&event, CU_EVENT_DEFAULT) == CUDA_SUCCESS ? event : NULL;
+    CUstreamCaptureMode mode = sair_capture_relax();
+    if (driver->cuEventCreate(&event, CU_EVENT_DEFAULT) != CUDA_SUCCESS) event = NULL;
+    sair_capture_restore(mode);
+    return event;
 }
 
 void sair_event_give(CUcontext context, CUevent event) {

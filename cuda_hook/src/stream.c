@@ -39,14 +39,9 @@ static uint64_t own_thread(void) {
     return thread_id;
 }
 
-/* Whether a handle means something else to each context or thread. */
-static inline int is_default(CUstream handle) {
-    return (uintptr_t)handle <= (uintptr_t)CU_STREAM_PER_THREAD;
-}
-
 struct sair_stream_id sair_stream_identify(CUstream handle, int per_thread) {
     struct sair_stream_id id = {.handle = handle};
-    if (__builtin_expect(!is_default(handle), 1)) return id;
+    if (__builtin_expect(!sair_stream_is_default(handle), 1)) return id;
     int is_threads = handle == CU_STREAM_PER_THREAD || (handle == NULL && per_thread);
     id.handle = is_threads ? CU_STREAM_PER_THREAD : NULL;
     id.context = sair_context_current();
@@ -66,7 +61,7 @@ CUcontext sair_stream_context(const struct sair_stream_id *id) {
 
 static inline int is_same(const struct sair_stream *stream, const struct sair_stream_id *id) {
     if (SAIR_LOAD(&stream->id.handle) != id->handle) return 0;
-    if (__builtin_expect(!is_default(id->handle), 1)) return 1;
+    if (__builtin_expect(!sair_stream_is_default(id->handle), 1)) return 1;
     return SAIR_LOAD(&stream->id.thread) == id->thread && SAIR_LOAD(&stream->id.context) == id->context;
 }
 
@@ -145,7 +140,7 @@ struct sair_stream *sair_stream_find(CUstream handle, int per_thread) {
 struct sair_stream *sair_stream_hold(CUstream handle, int per_thread, struct sair_stream **taken) {
     struct sair_stream *stream = recent;
     *taken = NULL;
-    if (__builtin_expect(stream != NULL && !is_default(handle) && SAIR_LOAD(&stream->id.handle) == handle, 1) &&
+    if (__builtin_expect(stream != NULL && !sair_stream_is_default(handle) && SAIR_LOAD(&stream->id.handle) == handle, 1) &&
         SAIR_LOAD_ACQUIRE(&stream->used) == 2 && try_take(stream)) {
         if (__builtin_expect(SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->id.handle) == handle, 1))
             return stream;
@@ -161,18 +156,6 @@ struct sair_stream *sair_stream_hold(CUstream handle, int per_thread, struct sai
     if (__builtin_expect(is_valid(stream, &id), 1)) return stream;
     sair_stream_release(stream);
     return NULL;
-}
-
-struct sair_device *sair_stream_device(CUstream handle, int per_thread) {
-    if (is_default(handle) || SAIR_LOAD(&sair_process.contexts) <= 1)
-        return sair_device_of_context();
-    struct sair_stream *stream = sair_stream_find(handle, per_thread);
-    if (stream != NULL) return stream->device;
-    struct sair_stream_id id = sair_stream_identify(handle, per_thread);
-    int was_entered = sair_context_enter(sair_stream_context(&id));
-    struct sair_device *device = sair_device_of_context();
-    sair_context_leave(was_entered);
-    return device;
 }
 
 int sair_stream_is_only_one(void) {
@@ -335,6 +318,8 @@ static void mark_ended(struct sair_stream *stream, enum sair_stream_end end) {
 static void thread_ends(void *unused) {
     (void)unused;
     uint64_t self = thread_id;
+    unsigned waited_us = 0;
+    if (self == 0) return; /* forked: what it had is forgotten */
     thread_id = 0; /* whatever launches later from another destructor asks for a new one */
     recent = NULL;
     sair_capture_thread_gone(self);
@@ -342,15 +327,17 @@ static void thread_ends(void *unused) {
     for (uint32_t i = 0; i < high; i++) {
         struct sair_stream *stream = &streams[i];
         if (SAIR_LOAD_ACQUIRE(&stream->used) != 2 || SAIR_LOAD(&stream->id.thread) != self) continue;
-        int is_taken = try_take(stream);
-        if (is_taken) close_unmeasured(stream);
-        mark_ended(stream, SAIR_STREAM_ENDED);
-        if (is_taken) sair_stream_release(stream);
+        if (!take_patiently(&stream->busy, &waited_us)) continue;
+        if (SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->id.thread) == self) {
+            close_unmeasured(stream);
+            mark_ended(stream, SAIR_STREAM_ENDED);
+        }
+        sair_stream_release(stream);
     }
 }
 
 void sair_stream_gone(CUstream handle) {
-    if (is_default(handle)) return;
+    if (sair_stream_is_default(handle)) return;
     uint32_t high = SAIR_LOAD(&stream_high);
     unsigned waited_us = 0;
     for (uint32_t i = 0; i < high; i++) {
@@ -358,8 +345,10 @@ void sair_stream_gone(CUstream handle) {
         struct sair_stream_id id = {.handle = handle};
         if (!is_valid(stream, &id)) continue;
         int is_taken = take_patiently(&stream->busy, &waited_us);
-        if (is_taken) sair_batch_close(stream);
-        mark_ended(stream, SAIR_STREAM_ENDED);
+        if (is_valid(stream, &id)) {
+            if (is_taken) sair_batch_close(stream);
+            mark_ended(stream, SAIR_STREAM_ENDED);
+        }
         if (is_taken) sair_stream_release(stream);
     }
     sair_streams_harvest(sair_now_ns());

@@ -65,6 +65,11 @@ struct sair_stream {
     struct sair_batch ring[SAIR_BATCHES];
 };
 
+/* Whether a handle means something else to each context or thread. */
+static inline int sair_stream_is_default(CUstream handle) {
+    return (uintptr_t)handle <= (uintptr_t)CU_STREAM_PER_THREAD;
+}
+
 struct sair_stream_id sair_stream_identify(CUstream handle, int per_thread);
 /* The context that a stream belongs to. */
 CUcontext sair_stream_context(const struct sair_stream_id *id);

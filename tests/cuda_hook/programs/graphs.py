@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 
 from tests.cuda_hook.cuda import GLOBAL, Cuda, Handle, counted, expect
@@ -106,4 +107,5 @@ def an_executable_graph_at_an_address_used_before() -> None:
             return
         seen.add(executable.value)
         cuda("cuGraphExecDestroy", executable)
-    raise AssertionError("no address came again")
+    if "libasan" not in os.environ["LD_PRELOAD"]:  # which keeps what was freed from being used again
+        raise AssertionError("no address came again")
