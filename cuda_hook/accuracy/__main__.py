@@ -14,16 +14,16 @@ from typing import Annotated
 
 import typer
 
-from cuda_hook.accuracy.cases import Bench, live_change, pair, siblings, single, unslowed
+from cuda_hook.accuracy.cases import OVERLAP_BAR, Bench, live_change, pair, siblings, single, unslowed
 from cuda_hook.accuracy.container import hook_library
 from cuda_hook.accuracy.ideal import LONG_KERNEL_MS
 from cuda_hook.accuracy.overhead import overhead
-from cuda_hook.accuracy.shapes import PAIR_SHAPES, RATES, SHAPES, Shape
+from cuda_hook.accuracy.shapes import OVERLAPPING, PAIR_SHAPES, RATES, SHAPES, SYNCED, Shape
 from cuda_hook.accuracy.verdict import Figure, Verdict, table
 
 __all__ = ["main"]
 
-GROUPS = ("single", "change", "unslowed", "siblings", "pairs", "overhead")
+GROUPS = ("single", "overlap", "change", "unslowed", "siblings", "pairs", "overhead")
 _ATTEMPTS = 3
 
 
@@ -54,7 +54,7 @@ def _measurement(
     agent: bool = False,
 ) -> Measurement:
     words = [item.name if isinstance(item, Shape) else str(item) for item in arguments]
-    where = [arbiter, "with agent" if agent else "without agent"] if group == "pairs" else []
+    where = [arbiter, "with agent" if agent else "without agent"] if group in ("pairs", "overlap") else []
     return Measurement(
         group, lambda bench: [case(bench, *arguments)], " / ".join([*words, *where]), alone, arbiter, agent
     )
@@ -62,6 +62,14 @@ def _measurement(
 
 def _measurements() -> list[Measurement]:
     found = [_measurement("single", single, *one) for one in itertools.product(SHAPES, RATES)]
+    for rate in (0.3, 0.8):
+        for shape, count, arbiter in (
+            (OVERLAPPING[0], 1, "concurrent"),
+            (OVERLAPPING[1], 1, "concurrent"),
+            (OVERLAPPING[1], 4, "concurrent"),
+            (OVERLAPPING[1], 4, "mps"),
+        ):
+            found.append(_measurement("overlap", siblings, shape, rate, count, OVERLAP_BAR, arbiter=arbiter))
     for shape in SHAPES:
         found += [_measurement("change", live_change, shape, *rates) for rates in ((0.3, 0.8), (0.8, 0.3))]
     found += [
@@ -89,6 +97,9 @@ def _measurements() -> list[Measurement]:
             (short, long, (4, 2)),
         ):
             found.append(_measurement("pairs", pair, first, second, 0, counts, arbiter=arbiter))
+        # Who waits after so little cannot ask for more beside another's queue.
+        for shapes, rates in (((SYNCED, middle), (0.1, 0.6)), ((middle, SYNCED), (0.6, 0.1))):
+            found.append(_measurement("pairs", pair, *shapes, 0, (1, 1), rates, arbiter=arbiter, agent=True))
     for arbiter in ("fifo", "rr"):
         for bias in (-100, 100):
             found.append(_measurement("pairs", pair, *PAIR_SHAPES[:2], bias, arbiter=arbiter, agent=True))

@@ -22,8 +22,10 @@ from cuda_hook.accuracy.verdict import Figure, Verdict
 from cuda_hook.accuracy.windows import HostDelay, WindowError, settling_ms, share_error
 from cuda_hook.agent.page import Page
 
-__all__ = ["Bench", "live_change", "pair", "siblings", "single", "unslowed"]
+__all__ = ["OVERLAP_BAR", "Bench", "live_change", "pair", "siblings", "single", "unslowed"]
 
+OVERLAP_BAR = 3.0
+"""Points, for kernels side by side. Without the agent overlap is known as a factor over 2 s, not launch by launch."""
 START_TIMEOUT_S = 60.0
 SETTLE_MS = 300.0
 _TURNS = 8
@@ -139,7 +141,7 @@ def single(bench: Bench, shape: Shape, rate: float) -> Verdict:
     wide, narrow = _error(busy, rate, 1000, starved), _error(busy, rate, 100, starved)
     return Verdict(
         "one container: mean absolute error of the share, points",
-        f"{shape.name}, r = {rate}",
+        f"{shape.name}, r = {rate}{_on(bench)}",
         (
             Figure("share", 100 * wide.mean, None, "%"),
             Figure("1 s", 100 * wide.mean_absolute, 100 * error_bar(shape.kernel_ms, rate, 1000)),
@@ -148,6 +150,11 @@ def single(bench: Bench, shape: Shape, rate: float) -> Verdict:
         ),
         *_least_seen(wide, narrow),
     )
+
+
+def _on(bench: Bench) -> str:
+    """Of a GPU that does more than one thing at a time, what."""
+    return "" if bench.arbiter == "fifo" else f", {bench.arbiter}"
 
 
 def live_change(bench: Bench, shape: Shape, before: float, after: float) -> Verdict:
@@ -206,8 +213,8 @@ def unslowed(bench: Bench, load: str, rate: float, iterations: int, *, bar: floa
     )
 
 
-def siblings(bench: Bench, shape: Shape, rate: float, count: int) -> Verdict:
-    """Several processes of one container share one budget."""
+def siblings(bench: Bench, shape: Shape, rate: float, count: int, bar: float = 2.0) -> Verdict:
+    """Several processes of one container share one budget; the bar in points."""
     gpu = bench.gpu()
     container = bench.container("one")
     container.set_rate(rate)
@@ -222,10 +229,10 @@ def siblings(bench: Bench, shape: Shape, rate: float, count: int) -> Verdict:
     wide = _error(busy, rate, 1000, starved)
     return Verdict(
         "processes that share one container's budget",
-        f"{count} x {shape.name}, r = {rate}",
+        f"{count} x {shape.name}, r = {rate}{_on(bench)}",
         (
             Figure("share", 100 * wide.mean, None, "%"),
-            Figure("1 s", 100 * wide.mean_absolute, 2.0),
+            Figure("1 s", 100 * wide.mean_absolute, bar),
         ),
         wide.starved,
         wide.windows,
@@ -238,14 +245,14 @@ def pair(
     second: Shape,
     bias_permille: int = 0,
     counts: tuple[int, int] = (1, 1),
+    rates: tuple[float, float] = (0.3, 0.6),
 ) -> Verdict:
-    """Two containers at 0.3 and 0.6 on one GPU, of so many processes each; the bar is 1.5 points with the node agent, 3 without.
+    """Two containers on one GPU, of so many processes each; the bar is 1.5 points with the node agent, 3 without.
 
     With an NVML that is biased, each container first has the GPU alone for a while, because only then can the hook tell its
     own measurement from NVML's. Without the agent, long kernels are measured in the rare long quiet periods, so these rows
     begin later.
     """
-    rates = (0.3, 0.6)
     gpu = bench.gpu()
     gpu.configure("nvml_bias_permille", bias_permille)
     shapes = {"a": (first, rates[0]), "b": (second, rates[1])}

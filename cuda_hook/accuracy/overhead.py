@@ -12,7 +12,7 @@ from cuda_hook.accuracy.container import Container, finish
 from cuda_hook.accuracy.ground_truth import BUILD
 from cuda_hook.accuracy.verdict import Figure, Verdict
 
-__all__ = ["overhead"]
+__all__ = ["instructions", "overhead"]
 
 _ROUNDS = 5
 _NULL = {"SAIR_SIMGPU_NULL": "1"}
@@ -35,7 +35,7 @@ def overhead(bench: Bench) -> list[Verdict]:
         for container in (bare, armed, free):
             took = float(finish(container.start("sair-overhead", extra=_NULL))["ns_per_launch"])
             fastest[container.name] = min(took, fastest.get(container.name, took))
-    counts = {container.name: _instructions(container, bench.directory) for container in (bare, armed, free)}
+    counts = {container.name: instructions(container, bench.directory) for container in (bare, armed, free)}
     return [
         Verdict(
             "cost per uncontended launch, over calling the driver directly",
@@ -50,7 +50,7 @@ def overhead(bench: Bench) -> list[Verdict]:
     ]
 
 
-def _instructions(container: Container, directory: Path) -> float:
+def instructions(container: Container, directory: Path) -> float:
     """Instructions per launch: the difference between two runs of different length; NaN without valgrind."""
     if shutil.which("valgrind") is None:
         return float("nan")

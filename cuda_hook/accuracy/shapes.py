@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PAIR_SHAPES", "RATES", "SHAPES", "Shape"]
+__all__ = ["OVERLAPPING", "PAIR_SHAPES", "RATES", "SHAPES", "SYNCED", "Shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,12 @@ SHAPES = (
 )
 
 RATES = (0.1, 0.3, 0.5, 0.8)
+
+OVERLAPPING = (SHAPES[8], Shape("1 ms, grid 132, 4 streams", "kernel:1000:132:streams=4", 1.0))
+"""What runs side by side on a GPU that lets it."""
+
+SYNCED = Shape("4 x 20 us, sync", "kernel:20:132:burst=4:sync", 0.08)
+"""Waits after so little work that most of it is not measured."""
 
 PAIR_SHAPES = (SHAPES[2], SHAPES[0], SHAPES[3])
 """Short, middle and long kernels: all nine ordered pairs are run."""

@@ -215,12 +215,16 @@ def _agent(root: Path) -> Iterator[None]:
         "SAIR_AGENT_PORT": "0",
         "SAIR_AGENT_DISCOVERY_S": "0.2",
     }
-    process = _start([sys.executable, "-m", "cuda_hook.agent", "serve"], environment)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+    # Into a file: what is written into a pipe that nobody reads stops the writer once the pipe is full.
+    with (root / "agent.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cuda_hook.agent", "serve"], env=environment, stdout=log, stderr=log
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
 
 
 def main(

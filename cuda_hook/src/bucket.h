@@ -10,8 +10,11 @@
 
 #include "stats_page.h"
 
-/* Debt beyond this is forgiven, so that a corrupted word cannot stop a program for good. */
+/* The longest debt, as wall time: what is charged beyond it is forgiven. */
 #define SAIR_DEBT_MAX_NS UINT64_C(60000000000)
+/* A word further ahead was corrupted: it counts as balance, so that it cannot stop a program for good. What lies in
+ * between is a full debt, written by a thread that read the clock a little later. */
+#define SAIR_DEBT_CORRUPT_NS (SAIR_DEBT_MAX_NS + UINT64_C(5000000000))
 
 /* Wall nanoseconds that `gpu_ns` takes to earn at this rate. */
 static inline int64_t sair_wall_ns(int64_t gpu_ns, uint32_t rate_ppm) {

@@ -18,6 +18,8 @@
 /* Overlap is judged over this stretch: of two overlapping intervals the first to settle takes the whole union, so a
  * short stretch compares one's work with the other's. Nearer to 1 than the deadband is that same effect at the ends. */
 #define OVERLAP_NS (2000 * SAIR_MS)
+/* At the beginning, over what there is. */
+#define OVERLAP_MIN_NS (200 * SAIR_MS)
 #define OVERLAP_DEADBAND 0.85
 /* Signs of other tenants count for this long. */
 #define STRETCHED_NS (5000 * SAIR_MS)
@@ -124,7 +126,8 @@ restart:
 static void update_overlap(struct view *view, const struct moment *latest) {
     double estimated, measured;
     uint64_t from = latest->ns - OVERLAP_NS;
-    if (!recall(view, from, &estimated, &measured)) return;
+    if (view->moments < HISTORY && from < view->history[0].ns) from = view->history[0].ns;
+    if (latest->ns - from < OVERLAP_MIN_NS || !recall(view, from, &estimated, &measured)) return;
     double sum = (double)latest->estimated - estimated;
     if (sum < (double)BUSY_MIN_NS) return;
     double ratio = ((double)latest->measured - measured) / sum;

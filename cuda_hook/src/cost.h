@@ -18,6 +18,7 @@ struct sair_cost {
     struct sair_key key;
     int64_t mean_ns;           /* moving average; for while spans can be trusted */
     int64_t low_ns;            /* lowest over the last two windows; what it costs undisturbed */
+    uint32_t generation;       /* counts how often the entry was forgotten or became another key's */
     int64_t window_low_ns;     /* lowest in the current window */
     uint64_t window_start_ns;
     uint32_t window_samples;
@@ -25,19 +26,35 @@ struct sair_cost {
     uint64_t learned_ns;       /* when it last learned */
     uint32_t impatient;        /* a launch waited in vain for the first measurement: no other will */
     uint64_t pending_since_ns; /* an unmeasured launch is in flight since; 0 = none */
-};
+} __attribute__((aligned(128))); /* what every launch reads is one line of the cache */
+
+/* Keeps gcc from reading eight bytes where it spilled four because the upper half is shifted out: the processor cannot
+ * forward such a store, which costs 4 ns a launch. */
+static inline uint64_t sair_wide(unsigned half) {
+    uint64_t wide = half;
+    __asm__("" : "+r"(wide));
+    return wide;
+}
 
 static inline struct sair_key sair_key_kernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                                               unsigned by, unsigned bz, unsigned shared) {
-    return (struct sair_key){{(uint64_t)(uintptr_t)f, (uint64_t)gx << 32 | gy, (uint64_t)gz << 32 | bx,
-                              (uint64_t)by << 32 | bz, shared}};
+    return (struct sair_key){{(uint64_t)(uintptr_t)f, sair_wide(gx) << 32 | gy, sair_wide(gz) << 32 | bx,
+                              sair_wide(by) << 32 | bz, shared}};
 }
 
 static inline struct sair_key sair_key_graph(CUgraphExec exec) {
     return (struct sair_key){{(uint64_t)(uintptr_t)exec, 0, 0, 0, UINT64_MAX}};
 }
 
-/* The entry of a key, made if it is new; NULL when the table is full around it. Entries are never shared or moved. */
+/* The same on another GPU: a kernel may be launched on any, an executable graph too. */
+static inline void sair_key_on(struct sair_key *key, unsigned gpu) {
+    /* Not touched again for the first: it would have to be read back from where it was just written. */
+    if (__builtin_expect(gpu != 0, 0)) key->words[4] ^= (uint64_t)gpu << 32;
+}
+
+/* The entry of a key, made if it is new. Entries are never shared or moved, but where the table is full around a new key,
+ * it takes the place of the one that learned least lately: who keeps an entry keeps its generation too and looks whether
+ * it is still the same. NULL where all of them learned a moment ago. */
 struct sair_cost *sair_cost_find(const struct sair_key *key);
 
 /* Forget what is known of a key, if it is known. */
@@ -49,7 +66,7 @@ void sair_cost_forget(const struct sair_key *key);
 void sair_cost_learn(struct sair_cost *cost, int64_t ns, int quality, int isolated, uint64_t window_ns,
                      uint64_t now_ns);
 
-/* After fork: nothing is in flight in the child. */
+/* After fork: nothing is in flight in the child, and no other thread is about to fill an entry. */
 void sair_cost_reset_pending(void);
 
 #endif

@@ -1,5 +1,6 @@
 #include "device_clock.h"
 
+#include "atomics.h"
 #include "clock.h"
 #include "driver.h"
 
@@ -15,11 +16,13 @@ static struct sair_device_clock clocks[CLOCKS];
 
 struct sair_device_clock *sair_device_clock_of(CUcontext context) {
     for (int i = 0; i < CLOCKS; i++)
+        if (SAIR_SWAP(&clocks[i].is_gone, 0) != 0) clocks[i].is_set = 0;
+    for (int i = 0; i < CLOCKS; i++)
         if (clocks[i].is_set && clocks[i].context == context) return &clocks[i];
     for (int i = 0; i < CLOCKS; i++) {
         if (clocks[i].is_set) continue;
         memset(&clocks[i], 0, sizeof clocks[i]);
-        clocks[i].context = context;
+        SAIR_STORE(&clocks[i].context, context);
         return &clocks[i];
     }
     return NULL;
@@ -65,6 +68,5 @@ int sair_device_clock_map(struct sair_device_clock *clock, CUevent start, CUeven
 
 void sair_device_clocks_forget(CUcontext context) {
     for (int i = 0; i < CLOCKS; i++)
-        if (context == NULL || clocks[i].context == context || clocks[i].context == NULL)
-            memset(&clocks[i], 0, sizeof clocks[i]);
+        if (context == NULL || SAIR_LOAD(&clocks[i].context) == context) SAIR_STORE(&clocks[i].is_gone, 1);
 }

@@ -11,6 +11,7 @@ struct sair_device_clock {
     CUcontext context;
     CUevent reference;   /* kept out of the pool while it is the reference */
     int is_set;
+    int is_gone;         /* its context died: the harvester starts over */
     int64_t offset_ns;   /* host time of the reference event */
     uint64_t set_ns;     /* host time at which the offset was last confirmed */
 };
@@ -25,7 +26,7 @@ struct sair_device_clock *sair_device_clock_of(CUcontext context);
 int sair_device_clock_map(struct sair_device_clock *clock, CUevent start, CUevent end, uint64_t span_ns,
                           uint64_t opened_ns, uint64_t seen_ns, uint64_t *until_ns, int *adopted, CUevent *released);
 
-/* The context dies. NULL: all. */
+/* The context dies. NULL: all. Safe from any thread. */
 void sair_device_clocks_forget(CUcontext context);
 
 #endif

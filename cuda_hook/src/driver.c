@@ -78,7 +78,17 @@ void *sair_hook_before(const void *real) {
     return NULL;
 }
 
-void *sair_hook_for(const char *name, int version, cuuint64_t flags) {
+static void *ask(const struct sair_driver *driver, const char *name, int version, cuuint64_t flags) {
+    void *address = NULL;
+    CUdriverProcAddressQueryResult status;
+    if (driver->cuGetProcAddress_v2 != NULL)
+        (void)driver->cuGetProcAddress_v2(name, &address, version, flags, &status);
+    else if (driver->cuGetProcAddress != NULL)
+        (void)driver->cuGetProcAddress(name, &address, version, flags);
+    return address;
+}
+
+void *sair_hook_for(const char *name, int version, cuuint64_t flags, const void *real) {
     const struct sair_driver *driver = sair_driver();
     int per_thread = (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) != 0;
     const struct hook *best = NULL;
@@ -89,7 +99,8 @@ void *sair_hook_for(const char *name, int version, cuuint64_t flags) {
         if (driver == NULL || original(driver, hook->original) == NULL) continue;
         if (best == NULL || hook->since >= best->since) best = hook;
     }
-    return best != NULL ? best->replacement : NULL;
+    /* At a newer version than ours the name may mean an ABI that we do not know. */
+    return best != NULL && ask(driver, name, best->since, flags) == real ? best->replacement : NULL;
 }
 
 int sair_is_hook(const void *address) {

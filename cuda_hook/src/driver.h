@@ -44,8 +44,9 @@ static inline const struct sair_driver *sair_driver(void) {
 void *sair_hook_named(const char *name);
 /* The hook that stands before the driver function at `real`; NULL if none does. */
 void *sair_hook_before(const void *real);
-/* The hook for what cuGetProcAddress(name, version, flags) means; NULL if none stands there. */
-void *sair_hook_for(const char *name, int version, cuuint64_t flags);
+/* The hook for what cuGetProcAddress(name, version, flags) answered with `real`, an address that the driver does not
+ * export; NULL if none stands before it. */
+void *sair_hook_for(const char *name, int version, cuuint64_t flags, const void *real);
 /* Whether `address` is one of our own hooks. */
 int sair_is_hook(const void *address);
 

@@ -1,7 +1,6 @@
 #include "event_pool.h"
 
-#include "atomics.h"
-#include "driver.h"
+#include "stream.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -39,7 +38,10 @@ CUevent sair_event_take(CUcontext context) {
     if (event != NULL) return event;
     const struct sair_driver *driver = sair_driver();
     if (driver == NULL || driver->cuEventCreate == NULL) return NULL;
-    return driver->cuEventCreate(&event, CU_EVENT_DEFAULT) == CUDA_SUCCESS ? event : NULL;
+    CUstreamCaptureMode mode = sair_capture_relax();
+    if (driver->cuEventCreate(&event, CU_EVENT_DEFAULT) != CUDA_SUCCESS) event = NULL;
+    sair_capture_restore(mode);
+    return event;
 }
 
 void sair_event_give(CUcontext context, CUevent event) {
@@ -61,5 +63,10 @@ void sair_events_forget(CUcontext context) {
     for (uint32_t i = 0; i < pooled_count; i++)
         if (context != NULL && pool[i].context != context && pool[i].context != NULL) pool[kept++] = pool[i];
     pooled_count = kept;
+    unlock();
+}
+
+void sair_events_reset(void) {
+    pooled_count = 0;
     unlock();
 }

@@ -142,11 +142,11 @@ TRAMPOLINE("dlvsym", "sair_dlvsym_answer", "sair_next_dlvsym");
 
 /* The driver's answer is a function of name, version and flags; where it is one that we replace, the hook before that
  * very function is the right ABI and the right default-stream twin. A driver may answer with an address that it does
- * not export; then name, version and flags decide. */
+ * not export; then it is ours if the driver gives the same for the version in which our ABI came up. */
 static void substitute(const char *name, void **pfn, int version, cuuint64_t flags) {
     if (name == NULL || pfn == NULL || *pfn == NULL || sair_is_hook(*pfn)) return;
     void *hook = sair_hook_before(*pfn);
-    if (hook == NULL) hook = sair_hook_for(name, version, flags);
+    if (hook == NULL) hook = sair_hook_for(name, version, flags, *pfn);
     if (hook != NULL) *pfn = hook;
 }
 

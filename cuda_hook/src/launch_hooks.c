@@ -61,21 +61,6 @@ CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction f, void 
     LIMITED(real, (config, f, params, extra), config_key(config, f), config->hStream, 1, 0);
 }
 
-/* Make the stream's context current for as long as its part of a launch is dealt with. Returns whether to leave it. */
-static int enter(CUstream stream) {
-    const struct sair_driver *driver = sair_driver();
-    CUcontext context = NULL;
-    if (driver->cuStreamGetCtx == NULL || driver->cuCtxPushCurrent_v2 == NULL || driver->cuCtxPopCurrent_v2 == NULL)
-        return 0;
-    if (driver->cuStreamGetCtx(stream, &context) != CUDA_SUCCESS) return 0;
-    return driver->cuCtxPushCurrent_v2(context) == CUDA_SUCCESS;
-}
-
-static void leave(int was_entered) {
-    CUcontext context;
-    if (was_entered) (void)sair_driver()->cuCtxPopCurrent_v2(&context);
-}
-
 /* One launch on several devices, submitted in a single call: first all parts are charged, each to its own device,
  * because that may sleep; then their batches are opened. */
 CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned count, unsigned flags) {
@@ -86,15 +71,9 @@ CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned
         const CUDA_LAUNCH_PARAMS *p = &list[i];
         struct sair_key key = sair_key_kernel(p->function, p->gridDimX, p->gridDimY, p->gridDimZ, p->blockDimX,
                                               p->blockDimY, p->blockDimZ, p->sharedMemBytes);
-        int was_entered = enter(p->hStream);
         sair_limit_charge(&launches[i], &key, p->hStream, 0, 0);
-        leave(was_entered);
     }
-    for (unsigned i = 0; i < count; i++) {
-        int was_entered = enter(list[i].hStream);
-        sair_limit_measure(&launches[i], list[i].hStream, 0);
-        leave(was_entered);
-    }
+    for (unsigned i = 0; i < count; i++) sair_limit_measure(&launches[i], list[i].hStream, 0);
     CUresult result = real(list, count, flags);
     for (unsigned i = count; i > 0; i--) sair_limit_end(&launches[i - 1], result);
     return result;
@@ -129,8 +108,11 @@ CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream stream) {
 
 /* An executable graph that changes costs something else from now on. */
 static CUresult forget(CUgraphExec exec, CUresult result) {
-    struct sair_key key = sair_key_graph(exec);
-    sair_cost_forget(&key);
+    for (unsigned gpu = 0; gpu < SAIR_DEVICES; gpu++) {
+        struct sair_key key = sair_key_graph(exec);
+        sair_key_on(&key, gpu);
+        sair_cost_forget(&key);
+    }
     return result;
 }
 
@@ -161,6 +143,14 @@ CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec exec, CUgraphNode node, 
 
 CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, void *params) {
     return forget(exec, SAIR_REAL(cuGraphExecNodeSetParams)(exec, node, params));
+}
+
+CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node, const void *params, CUcontext context) {
+    return forget(exec, SAIR_REAL(cuGraphExecMemcpyNodeSetParams)(exec, node, params, context));
+}
+
+CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNode node, const void *params, CUcontext context) {
+    return forget(exec, SAIR_REAL(cuGraphExecMemsetNodeSetParams)(exec, node, params, context));
 }
 
 CUresult cuGraphNodeSetEnabled(CUgraphExec exec, CUgraphNode node, unsigned enabled) {

@@ -15,7 +15,7 @@
 #define LEASE_NS INT64_C(1000000)
 /* Overdraft that is not worth a sleep. */
 #define TOLERANCE_NS (2 * SAIR_MS)
-/* Charged for a launch whose cost is unknown, until it is measured. */
+/* Charged for a launch whose cost is unknown, until it is measured, while nothing has been measured at all. */
 #define UNKNOWN_NS INT64_C(50000)
 /* Sleeps are cut to this, to see corrections and new grants. */
 #define SLICE_NS (20 * SAIR_MS)
@@ -31,6 +31,9 @@
 #define DRAIN_MIN_NS (2 * (int64_t)SAIR_MS)
 /* Overdraft with which a launch may use a long quiet period: what is owed for one of its kind that was overcharged. */
 #define OPENING_CREDIT_NS (500 * SAIR_MS)
+
+/* Kept out of the way of a launch that needs none of it. */
+#define SELDOM __attribute__((noinline, cold))
 
 static void sleep_ns(uint64_t ns) {
     struct timespec left = {(time_t)(ns / UINT64_C(1000000000)), (long)(ns % UINT64_C(1000000000))};
@@ -52,9 +55,14 @@ static int64_t scaled(const struct sair_device *device, int64_t ns) {
     return (int64_t)((double)ns * (double)factor * 1e-6);
 }
 
+/* What is charged for a launch whose cost is unknown, until it is measured. */
+static int64_t usual(const struct sair_device *device) {
+    int64_t ns = SAIR_LOAD(&device->usual_ns);
+    return ns > 0 ? ns : UNKNOWN_NS;
+}
+
 static uint64_t look(struct sair_device *device) {
     uint64_t now = sair_now_ns();
-    SAIR_STORE(&device->now_ns, now);
     sair_process_tick(now);
     sair_streams_harvest(now);
     sair_contention_refresh(device, now);
@@ -141,7 +149,7 @@ static uint64_t wait_for_budget(struct request *request) {
 }
 
 /* The lease is spent: take the next one, large enough for `charge`, which is spent at once. */
-static void renew(struct sair_device *device, int64_t charge) {
+static SELDOM void renew(struct sair_device *device, int64_t charge) {
     static uint64_t probed_ns;
     int64_t lease = sair_gpu_ns(sair_process.config.window_ns, SAIR_LOAD(&sair_process.rate_ppm)) / 4;
     if (lease > LEASE_NS) lease = LEASE_NS;
@@ -155,7 +163,7 @@ static void renew(struct sair_device *device, int64_t charge) {
     SAIR_STORE(&device->slot->last_seen_ns, now);
     if (now - SAIR_LOAD(&probed_ns) > PROBE_SPACING_NS) {
         SAIR_STORE(&probed_ns, now);
-        SAIR_STORE(&device->probe_due, 1u);
+        SAIR_STORE(&device->probe_before_ns, now - PROBE_AGE_NS);
     }
 }
 
@@ -173,27 +181,60 @@ static int64_t wait_for_measurement(struct sair_device *device, struct sair_cost
         now = look(device);
         since = SAIR_LOAD(&cost->pending_since_ns);
     }
-    return since != 0 && now > since ? (int64_t)(now - since) : UNKNOWN_NS;
+    return since != 0 && now > since ? (int64_t)(now - since) : usual(device);
+}
+
+/* A launch of unknown cost must not find its stream's ring full: it could not be measured. One that waits in vain is the
+ * last to wait until something has moved. */
+static void wait_for_ring(struct sair_device *device, CUstream handle, int per_thread) {
+    struct sair_stream *stream = sair_stream_find(handle, per_thread);
+    uint64_t started = sair_now_ns(), now = started;
+    while (stream != NULL && sair_stream_is_filling(stream)) {
+        uint32_t head = SAIR_LOAD(&stream->head);
+        if (SAIR_LOAD(&stream->stuck) == head + 1) return;
+        if (now - started > MEASURE_MAX_NS) SAIR_STORE(&stream->stuck, head + 1);
+        sleep_ns(POLL_NS);
+        now = look(device);
+    }
+}
+
+/* The cost is unknown: wait until it is known or the launch can be measured. Returns what to charge if it still is
+ * unknown. */
+static SELDOM int64_t await_cost(struct sair_device *device, struct sair_cost *cost, CUstream handle, int per_thread) {
+    SAIR_ADD(&device->slot->unmeasured, UINT64_C(1));
+    wait_for_ring(device, handle, per_thread);
+    if (cost != NULL && SAIR_LOAD(&cost->pending_since_ns) != 0) return wait_for_measurement(device, cost);
+    return usual(device);
 }
 
 /* Whether this launch is to be measured by itself although its cost is known. */
 static int is_probe(struct sair_device *device, const struct sair_cost *cost) {
-    if (__builtin_expect(!SAIR_LOAD(&device->probe_due), 1)) return 0;
-    if (SAIR_LOAD(&device->now_ns) - SAIR_LOAD(&cost->learned_ns) < PROBE_AGE_NS) return 0;
-    SAIR_STORE(&device->probe_due, 0u);
+    if (__builtin_expect(SAIR_LOAD(&cost->learned_ns) >= SAIR_LOAD(&device->probe_before_ns), 1)) return 0;
+    SAIR_STORE(&device->probe_before_ns, UINT64_C(0));
     return 1;
 }
 
 /* A program that waits for the device after every few short kernels would pay for two events each time. Of what is
- * known and short, one in a few is measured; the rest stands as predicted. Not beside other streams, whose batches have
+ * known and short, one in a few is measured, and stands for the rest. Not beside other streams, whose batches have
  * to know what ran beside them. */
-static int is_skipped(struct sair_stream *stream, int alone) {
+static int is_skipped(struct sair_stream *stream, int alone, int64_t estimate_ns) {
     if (alone || stream->open || !sair_stream_is_only_one() || stream->last_ns == 0 ||
         stream->last_ns >= SHORT_BATCH_NS)
         return 0;
-    if (++stream->skipped < MEASURED_OF_SHORT) return 1;
-    stream->skipped = 0;
-    return 0;
+    if (++stream->skipped >= MEASURED_OF_SHORT) {
+        stream->skipped = 0;
+        return 0;
+    }
+    stream->skipped_ns += estimate_ns;
+    return 1;
+}
+
+/* It is in no batch, or in that of another thread, which is submitting to the stream just now. */
+static SELDOM void count_unmeasured(struct sair_launch *launch, struct sair_stream *foreign) {
+    launch->foreign = foreign;
+    if (foreign != NULL) SAIR_ADD(&foreign->foreign_charged_ns, launch->charged_ns);
+    SAIR_ADD(&launch->device->slot->launches, UINT64_C(1));
+    if (launch->is_unmeasured) SAIR_ADD(&launch->device->slot->unmeasurable, UINT64_C(1));
 }
 
 /* Put the launch into a batch of its stream. Caller holds the stream. */
@@ -201,12 +242,14 @@ static void join_batch(struct sair_launch *launch, int alone) {
     struct sair_stream *stream = launch->stream;
     if (stream->open && (alone || stream->current.device != launch->device)) sair_batch_close(stream);
     if (!stream->open) {
-        if (is_skipped(stream, alone) || !sair_batch_open(stream, launch->device)) {
+        if (is_skipped(stream, alone, launch->estimate_ns) || !sair_batch_open(stream, launch->device)) {
             launch->stream = NULL;
             sair_stream_release(stream);
+            count_unmeasured(launch, NULL);
             return;
         }
         stream->current.cost = launch->cost;
+        stream->current.generation = launch->generation;
     }
     struct sair_batch *batch = &stream->current;
     if (batch->cost != launch->cost) batch->cost = NULL;
@@ -215,30 +258,30 @@ static void join_batch(struct sair_launch *launch, int alone) {
     batch->charged_ns += launch->charged_ns;
     batch->estimate_ns += launch->estimate_ns;
     launch->close_after = alone || batch->estimate_ns >= BATCH_NS || batch->launches >= BATCH_LAUNCHES;
-    SAIR_ADD(&launch->device->slot->outstanding_ns, launch->charged_ns);
-    if (launch->is_unmeasured && launch->cost != NULL)
+    if (launch->is_unmeasured && launch->cost != NULL && SAIR_LOAD(&launch->cost->generation) == launch->generation)
         SAIR_STORE(&launch->cost->pending_since_ns, batch->opened_ns);
 }
 
-void sair_limit_charge(struct sair_launch *launch, const struct sair_key *key, CUstream handle, int per_thread,
+void sair_limit_charge(struct sair_launch *launch, struct sair_key *key, CUstream handle, int per_thread,
                        int is_graph) {
     launch->device = NULL;
     launch->stream = NULL;
     if (sair_stream_is_capturing(handle, per_thread)) return;
-    struct sair_device *device = sair_device_current();
+    struct sair_device *device = sair_device_only();
+    if (__builtin_expect(device == NULL, 0)) device = sair_stream_device(handle, per_thread);
     if (device == NULL) return;
+    sair_key_on(key, device->index);
     struct sair_cost *cost = sair_cost_find(key);
     launch->device = device;
     launch->cost = cost;
+    launch->generation = cost != NULL ? SAIR_LOAD(&cost->generation) : 0;
     launch->close_after = 0;
-    SAIR_ADD(&device->slot->launches, UINT64_C(1));
     if (is_graph) SAIR_ADD(&device->slot->graph_launches, UINT64_C(1));
 
     int unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
-    int64_t estimate = UNKNOWN_NS;
+    int64_t estimate = 0;
     if (__builtin_expect(unmeasured, 0)) {
-        SAIR_ADD(&device->slot->unmeasured, UINT64_C(1));
-        if (cost != NULL && SAIR_LOAD(&cost->pending_since_ns) != 0) estimate = wait_for_measurement(device, cost);
+        estimate = await_cost(device, cost, handle, per_thread);
         unmeasured = cost == NULL || SAIR_LOAD(&cost->samples) == 0;
     }
     if (!unmeasured) estimate = undisturbed(device, cost);
@@ -254,14 +297,13 @@ void sair_limit_charge(struct sair_launch *launch, const struct sair_key *key, C
 
 void sair_limit_measure(struct sair_launch *launch, CUstream handle, int per_thread) {
     if (launch->device == NULL) return;
-    struct sair_stream *stream = sair_stream_find(handle, per_thread);
-    if (stream == NULL) return;
-    if (!sair_stream_try(stream)) {
-        if (SAIR_LOAD(&stream->open)) SAIR_ADD(&stream->foreign_charged_ns, launch->charged_ns);
+    struct sair_stream *taken, *stream = sair_stream_hold(handle, per_thread, &taken);
+    if (__builtin_expect(stream != NULL, 1)) {
+        launch->stream = stream;
+        join_batch(launch, launch->is_unmeasured || is_probe(launch->device, launch->cost));
         return;
     }
-    launch->stream = stream;
-    join_batch(launch, launch->is_unmeasured || is_probe(launch->device, launch->cost));
+    count_unmeasured(launch, taken != NULL && SAIR_LOAD(&taken->open) ? taken : NULL);
 }
 
 void sair_limit_end(struct sair_launch *launch, CUresult result) {
@@ -270,29 +312,28 @@ void sair_limit_end(struct sair_launch *launch, CUresult result) {
     if (__builtin_expect(result != CUDA_SUCCESS, 0)) {
         /* Nothing was submitted: the budget goes back. */
         SAIR_ADD(&launch->device->slot->lease_ns, launch->charged_ns);
+        if (stream == NULL && launch->foreign != NULL)
+            SAIR_SUB(&launch->foreign->foreign_charged_ns, launch->charged_ns);
         if (stream != NULL) {
             stream->current.charged_ns -= launch->charged_ns;
             stream->current.estimate_ns -= launch->estimate_ns;
             stream->current.launches--;
-            SAIR_SUB(&launch->device->slot->outstanding_ns, launch->charged_ns);
             if (launch->cost != NULL) SAIR_STORE(&launch->cost->pending_since_ns, UINT64_C(0));
         }
     }
     if (stream == NULL) return;
     if (launch->close_after) sair_batch_close(stream);
+    int is_filling = launch->close_after && sair_stream_is_filling(stream);
     sair_stream_release(stream);
+    /* Leases of many short launches end more seldom than the ring is full. */
+    if (is_filling) sair_streams_harvest(sair_now_ns());
 }
 
 void sair_limit_count(void) {
     uint64_t now = sair_coarse_ns();
     if (__builtin_expect(now >= SAIR_LOAD(&sair_process.next_tick_ns), 0)) sair_process_tick(now);
-    struct sair_device *device = &sair_process.devices[0];
-    if (__builtin_expect(SAIR_LOAD_ACQUIRE(&device->state) != 2, 0)) device = sair_device_current();
+    struct sair_device *device = sair_device_current();
     if (device != NULL) SAIR_BUMP(&device->slot->launches, UINT64_C(1));
-}
-
-void sair_limit_before_wait(void) {
-    if (SAIR_LOAD(&sair_captures_active) == 0) sair_streams_close_batches();
 }
 
 void sair_limit_after_wait(void) {

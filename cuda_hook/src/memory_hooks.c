@@ -81,11 +81,13 @@ CUresult cuMemAllocManaged(CUdeviceptr *ptr, size_t bytes, unsigned flags) {
 
 CUresult cuMemFree(CUdeviceptr_v1 ptr) {
     CUresult (*real)(CUdeviceptr_v1) = SAIR_REAL(cuMemFree);
+    sair_streams_close_batches(); /* a free waits for the device */
     FREE(SAIR_MEMORY_POINTER, ptr, real(ptr));
 }
 
 CUresult cuMemFree_v2(CUdeviceptr ptr) {
     CUresult (*real)(CUdeviceptr) = SAIR_REAL(cuMemFree_v2);
+    sair_streams_close_batches(); /* a free waits for the device */
     FREE_ADDRESS(ptr, real(ptr));
 }
 

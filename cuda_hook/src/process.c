@@ -148,9 +148,9 @@ struct sair_device *sair_device_at(int ordinal) {
     return state == 2 ? device : NULL;
 }
 
-struct sair_device *sair_device_current(void) {
+struct sair_device *sair_device_of_context(void) {
     int count = SAIR_LOAD(&sair_process.device_count);
-    if (__builtin_expect(count == 1, 1)) return sair_device_at(0);
+    if (count == 1) return sair_device_at(0);
     const struct sair_driver *driver = sair_driver();
     if (driver == NULL) return NULL;
     if (count == 0) {

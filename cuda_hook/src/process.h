@@ -28,11 +28,13 @@ struct sair_device {
     uint32_t trusted;               /* alone on the card: event spans are our own busy time */
     uint32_t contended;             /* the agent says that others are active: NVML's figure corrects, not spans */
     uint32_t factor_ppm;            /* on the undisturbed cost while not trusted: overlap times scale */
-    uint32_t probe_due;             /* the next launch of a key not seen lately is measured by itself */
     uint32_t stretched;             /* no agent, and launches take longer than they can: keep the quiet periods */
     uint32_t siblings, rank;        /* > 1: this many processes take turns in them, this one in that place */
     uint32_t refreshing;            /* try-lock of whoever takes up what the agent wrote */
-    uint64_t now_ns;                /* the clock as last read for this device */
+    uint64_t probe_before_ns;       /* the next launch of a key that learned before that is measured by itself; 0 = none */
+    int64_t usual_ns;               /* what a launch costs on average; 0 = none measured yet */
+    int64_t usual_sum_ns;           /* of which it is the mean; the harvester's */
+    uint32_t usual_launches;
 };
 
 struct sair_process {
@@ -61,7 +63,19 @@ static inline int sair_mode(void) {
 void sair_process_tick(uint64_t now_ns);
 
 /* The GPU of the calling thread's current context; NULL where there is none or it is not ours to limit. */
-struct sair_device *sair_device_current(void);
+struct sair_device *sair_device_of_context(void);
+
+/* The only GPU of the process; NULL where it has several, or has not looked yet. */
+static inline struct sair_device *sair_device_only(void) {
+    struct sair_device *first = &sair_process.devices[0];
+    int is_it = SAIR_LOAD(&sair_process.device_count) == 1 && SAIR_LOAD_ACQUIRE(&first->state) == 2;
+    return __builtin_expect(is_it, 1) ? first : NULL;
+}
+
+static inline struct sair_device *sair_device_current(void) {
+    struct sair_device *only = sair_device_only();
+    return only != NULL ? only : sair_device_of_context();
+}
 
 /* The memory limit's GPU where no launch has happened: also made at first use. */
 struct sair_device *sair_device_at(int ordinal);

@@ -3,6 +3,8 @@
 #include "bucket.h"
 #include "busy_map.h"
 #include "contention.h"
+#include "device_clock.h"
+#include "event_pool.h"
 #include "quiet.h"
 
 /* What a descheduled host thread may at most have added between the start event and the launch. */
@@ -13,6 +15,13 @@
 /* A cost known from so many samples stays as it is under contention. */
 #define FIRM_SAMPLES 10u
 #define QUEUE_MAX_NS (1000 * SAIR_MS)
+#define USUAL_LAUNCHES 512u
+
+struct sair_interval {
+    uint64_t span_ns;  /* start event to end event */
+    uint64_t until_ns; /* host time of the end event */
+    uint64_t seen_ns;  /* now */
+};
 
 static int64_t clamp(int64_t value, int64_t low, int64_t high) {
     return value < low ? low : value > high ? high : value;
@@ -51,7 +60,8 @@ static void learn(const struct sair_batch *batch, const struct sair_interval *in
     int64_t span = (int64_t)interval->span_ns;
     uint64_t now_ns = interval->seen_ns;
     struct sair_cost *cost = batch->cost;
-    if (cost == NULL || batch->launches == 0) return;
+    /* Forgotten meanwhile, or another key's: what is measured here is another's cost. */
+    if (cost == NULL || batch->launches == 0 || SAIR_LOAD(&cost->generation) != batch->generation) return;
     /* Beside other work of ours a span says at most that the cost is lower than believed. */
     if (batch->crowded && SAIR_LOAD(&cost->samples) > 0 && span / (int64_t)batch->launches > SAIR_LOAD(&cost->low_ns))
         return;
@@ -77,17 +87,28 @@ static void learn(const struct sair_batch *batch, const struct sair_interval *in
     }
 }
 
-static void book(const struct sair_batch *batch, int64_t actual, uint64_t now_ns) {
+static void book(const struct sair_batch *batch, int64_t actual, double weight, uint64_t now_ns) {
     struct sair_device *device = batch->device;
     uint32_t rate = SAIR_LOAD(&sair_process.rate_ppm);
     int64_t correction = actual - batch->charged_ns;
     if (correction != 0) sair_bucket_correct(device->gpu, correction, rate, now_ns);
     SAIR_SUB(&device->slot->outstanding_ns, batch->charged_ns);
-    SAIR_ADD(&device->slot->busy_ns, (uint64_t)(actual > 0 ? actual : 0));
+    SAIR_ADD(&device->slot->busy_ns, (uint64_t)(actual > 0 ? (double)actual * weight : 0));
     SAIR_ADD(&device->slot->batches, UINT64_C(1));
 }
 
-void sair_settle(const struct sair_batch *batch, const struct sair_interval *interval) {
+/* What a launch of this process usually costs: the mean over the last hundreds. The harvester's own. */
+static void note_usual(struct sair_device *device, int64_t ns, uint32_t launches) {
+    device->usual_sum_ns += ns;
+    device->usual_launches += launches;
+    if (device->usual_launches == 0) return;
+    SAIR_STORE(&device->usual_ns, device->usual_sum_ns / (int64_t)device->usual_launches);
+    if (device->usual_launches < USUAL_LAUNCHES) return;
+    device->usual_sum_ns /= 2;
+    device->usual_launches /= 2;
+}
+
+static void settle(const struct sair_batch *batch, const struct sair_interval *interval) {
     struct sair_device *device = batch->device;
     uint64_t now = interval->seen_ns;
     int64_t span = (int64_t)interval->span_ns, slack = slack_of(batch, interval), lower = span - slack;
@@ -101,13 +122,49 @@ void sair_settle(const struct sair_batch *batch, const struct sair_interval *int
     if (!SAIR_LOAD(&device->trusted) && !batch->unmeasured)
         actual = (int64_t)((double)undisturbed * (double)SAIR_LOAD(&device->factor_ppm) * 1e-6);
     learn(batch, interval, lower, isolated);
-    sair_contention_note(device, fresh, undisturbed);
-    uint64_t queued = interval->until_ns > batch->opened_ns ? interval->until_ns - batch->opened_ns : 0;
+    /* The agent's figures are of all launches, those that were not measured too. */
+    double weight = undisturbed > 0 ? 1 + (double)batch->skipped_ns / (double)undisturbed : 1;
+    sair_contention_note(device, (int64_t)((double)fresh * weight), (int64_t)((double)undisturbed * weight));
+    note_usual(device, undisturbed, batch->launches);
+    /* Counted from the last launch: what the program did between its launches is no queue. */
+    uint64_t queued = interval->until_ns > batch->submitted_ns ? interval->until_ns - batch->submitted_ns : 0;
     SAIR_STORE(&device->gpu->queue_to_done_ns, queued < QUEUE_MAX_NS ? queued : QUEUE_MAX_NS);
-    book(batch, actual, now);
+    book(batch, actual, weight, now);
 }
 
-void sair_settle_unknown(const struct sair_batch *batch) {
-    if (batch->cost != NULL) SAIR_STORE(&batch->cost->pending_since_ns, UINT64_C(0));
-    book(batch, batch->charged_ns, sair_now_ns());
+static void settle_unknown(const struct sair_batch *batch) {
+    if (batch->cost != NULL && SAIR_LOAD(&batch->cost->generation) == batch->generation)
+        SAIR_STORE(&batch->cost->pending_since_ns, UINT64_C(0));
+    book(batch, batch->charged_ns, 1, sair_now_ns());
+}
+
+/* What a finished batch's events say. */
+static void settle_measured(struct sair_stream *stream, struct sair_batch *batch, uint64_t span_ns, uint64_t now_ns) {
+    struct sair_interval interval = {.span_ns = span_ns, .seen_ns = now_ns};
+    struct sair_device_clock *clock = sair_device_clock_of(stream->context);
+    CUevent released = NULL;
+    int keep_end = 0;
+    if (clock == NULL || sair_device_clock_map(clock, batch->start, batch->end, span_ns, batch->opened_ns, now_ns,
+                                               &interval.until_ns, &keep_end, &released) != 0)
+        interval.until_ns = now_ns;
+    if (released != NULL) sair_event_give(stream->context, released);
+    settle(batch, &interval);
+    if (keep_end) batch->end = NULL;
+}
+
+int sair_settle_head(struct sair_stream *stream, uint64_t now_ns) {
+    struct sair_batch *batch = &stream->ring[stream->head % SAIR_BATCHES];
+    const struct sair_driver *driver = sair_driver();
+    int is_dead = SAIR_LOAD(&stream->end) == SAIR_STREAM_DEAD;
+    CUresult state = batch->broken || is_dead ? CUDA_ERROR_UNKNOWN : driver->cuEventQuery(batch->end);
+    if (state == CUDA_ERROR_NOT_READY) return 0;
+    float milliseconds = 0;
+    if (state == CUDA_SUCCESS && driver->cuEventElapsedTime(&milliseconds, batch->start, batch->end) == CUDA_SUCCESS)
+        settle_measured(stream, batch, (uint64_t)((double)milliseconds * 1e6), now_ns);
+    else
+        settle_unknown(batch);
+    if (!is_dead) sair_batch_drop_events(stream, batch);
+    SAIR_SUB(&batch->device->in_flight, 1u);
+    SAIR_STORE_RELEASE(&stream->head, stream->head + 1);
+    return 1;
 }

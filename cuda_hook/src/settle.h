@@ -4,15 +4,9 @@
 
 #include "stream.h"
 
-struct sair_interval {
-    uint64_t span_ns;  /* start event to end event */
-    uint64_t until_ns; /* host time of the end event */
-    uint64_t seen_ns;  /* now */
-};
-
-/* Caller is the harvester. */
-void sair_settle(const struct sair_batch *batch, const struct sair_interval *interval);
-/* Its events tell nothing (context gone, launch failed): the prediction stands. */
-void sair_settle_unknown(const struct sair_batch *batch);
+/* Caller is the harvester. The batch at the head of the stream's ring, if its end has been reached: what it really cost
+ * replaces what was charged for it; where its events tell nothing (context gone, launch failed), the prediction stands.
+ * Returns 0 if it is not finished. Never waits. */
+int sair_settle_head(struct sair_stream *stream, uint64_t now_ns);
 
 #endif

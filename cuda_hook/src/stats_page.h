@@ -110,7 +110,8 @@ struct sair_page_slot {
     uint64_t memory_peak_bytes; /* hook */
     uint64_t memory_refused; /* hook; allocations refused by the limit */
     uint64_t last_seen_ns;   /* hook; latest time at which the process renewed its lease */
-    uint8_t reserved[120];
+    uint8_t reserved[112];
+    uint64_t unmeasurable;   /* hook; launches of unknown cost that could not be measured: charged what one usually costs */
 };
 
 struct sair_page {

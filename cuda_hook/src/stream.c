@@ -4,66 +4,157 @@
 #include "event_pool.h"
 #include "settle.h"
 
-#include <sched.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* A handle that no stream has: the slot matches none any more. */
+#define NO_STREAM ((CUstream)UINTPTR_MAX)
+/* How long a flag that is held inside the driver is waited for. What cannot be had is left to the next harvester. */
+#define PATIENCE_US 100000u
+#define PATIENCE_STEP_US 50u
 
 static struct sair_stream streams[SAIR_STREAMS];
 static uint32_t stream_high; /* slots ever used */
 static uint32_t harvesting;
 static __thread struct sair_stream *recent;
 static __thread uint64_t thread_id;
+static pthread_key_t thread_key;
+static pthread_once_t thread_key_once = PTHREAD_ONCE_INIT;
 
-/* A per-thread default stream belongs to the thread, the legacy one to the context; where the process has one context
- * only, asking which is needless. */
-static uint64_t owner_of(CUstream handle, int per_thread) {
-    if (handle == CU_STREAM_PER_THREAD || (handle == NULL && per_thread)) {
-        if (thread_id == 0) thread_id = (uint64_t)syscall(SYS_gettid);
-        return thread_id;
+static void thread_ends(void *unused);
+
+static void make_thread_key(void) {
+    (void)pthread_key_create(&thread_key, thread_ends);
+}
+
+/* This thread's number. Whoever has one is told of its end. */
+static uint64_t own_thread(void) {
+    if (__builtin_expect(thread_id == 0, 0)) {
+        thread_id = (uint64_t)syscall(SYS_gettid);
+        pthread_once(&thread_key_once, make_thread_key);
+        (void)pthread_setspecific(thread_key, &thread_id);
     }
-    if (handle != NULL && handle != CU_STREAM_LEGACY) return 0;
-    if (SAIR_LOAD(&sair_process.contexts) <= 1) return UINT64_MAX;
-    CUcontext context = NULL;
-    const struct sair_driver *driver = sair_driver();
-    if (driver != NULL && driver->cuCtxGetCurrent != NULL) (void)driver->cuCtxGetCurrent(&context);
-    return (uint64_t)(uintptr_t)context;
+    return thread_id;
 }
 
-static int is_same(const struct sair_stream *stream, CUstream handle, int per_thread, uint64_t owner) {
-    return stream->handle == handle && stream->per_thread == per_thread && stream->owner == owner;
+struct sair_stream_id sair_stream_identify(CUstream handle, int per_thread) {
+    struct sair_stream_id id = {.handle = handle};
+    if (__builtin_expect(!sair_stream_is_default(handle), 1)) return id;
+    int is_threads = handle == CU_STREAM_PER_THREAD || (handle == NULL && per_thread);
+    id.handle = is_threads ? CU_STREAM_PER_THREAD : NULL;
+    id.context = sair_context_current();
+    if (is_threads) id.thread = own_thread();
+    return id;
 }
 
-static struct sair_stream *fill(struct sair_stream *stream, CUstream handle, int per_thread, uint64_t owner) {
-    memset((char *)stream + offsetof(struct sair_stream, handle), 0,
-           sizeof *stream - offsetof(struct sair_stream, handle));
-    stream->handle = handle;
-    stream->per_thread = (uint8_t)per_thread;
-    stream->owner = owner;
+CUcontext sair_stream_context(const struct sair_stream_id *id) {
     const struct sair_driver *driver = sair_driver();
-    if (driver != NULL && driver->cuCtxGetCurrent != NULL) (void)driver->cuCtxGetCurrent(&stream->context);
+    CUcontext context = id->context;
+    if (context != NULL) return context;
+    if (SAIR_LOAD(&sair_process.contexts) > 1 && driver != NULL && driver->cuStreamGetCtx != NULL &&
+        driver->cuStreamGetCtx(id->handle, &context) == CUDA_SUCCESS && context != NULL)
+        return context;
+    return sair_context_current();
+}
+
+static inline int is_same(const struct sair_stream *stream, const struct sair_stream_id *id) {
+    if (SAIR_LOAD(&stream->id.handle) != id->handle) return 0;
+    if (__builtin_expect(!sair_stream_is_default(id->handle), 1)) return 1;
+    return SAIR_LOAD(&stream->id.thread) == id->thread && SAIR_LOAD(&stream->id.context) == id->context;
+}
+
+static inline int is_valid(const struct sair_stream *stream, const struct sair_stream_id *id) {
+    return SAIR_LOAD_ACQUIRE(&stream->used) == 2 && is_same(stream, id);
+}
+
+static inline int try_take(struct sair_stream *stream) {
+    return __atomic_exchange_n(&stream->busy, 1u, __ATOMIC_ACQUIRE) == 0;
+}
+
+static struct sair_stream *fill(struct sair_stream *stream, const struct sair_stream_id *id) {
+    SAIR_STORE(&stream->end, (uint32_t)SAIR_STREAM_LIVES);
+    stream->skipped = 0;
+    stream->skipped_ns = stream->last_ns = 0;
+    SAIR_STORE(&stream->foreign_charged_ns, INT64_C(0));
+    SAIR_STORE(&stream->stuck, 0u);
+    SAIR_STORE(&stream->id.handle, id->handle);
+    SAIR_STORE(&stream->id.context, id->context);
+    SAIR_STORE(&stream->id.thread, id->thread);
+    stream->context = sair_stream_context(id);
+    int was_entered = sair_context_enter(stream->context);
+    stream->device = sair_device_of_context();
+    sair_context_leave(was_entered);
     SAIR_STORE_RELEASE(&stream->used, 2u);
     return stream;
 }
 
-struct sair_stream *sair_stream_find(CUstream handle, int per_thread) {
-    uint64_t owner = owner_of(handle, per_thread);
-    struct sair_stream *last = recent;
-    if (last != NULL && SAIR_LOAD_ACQUIRE(&last->used) == 2 && is_same(last, handle, per_thread, owner)) return last;
-    uint32_t high = SAIR_LOAD(&stream_high), vacant = SAIR_STREAMS;
-    for (uint32_t i = 0; i < high; i++) {
-        uint32_t used = SAIR_LOAD_ACQUIRE(&streams[i].used);
-        if (used == 2 && is_same(&streams[i], handle, per_thread, owner)) return recent = &streams[i];
-        if (used == 0 && vacant == SAIR_STREAMS) vacant = i;
-    }
-    for (uint32_t i = vacant < high ? vacant : high; i < SAIR_STREAMS; i++) {
+/* A slot that nobody uses, made `used` = 1; NULL if there is none. */
+static struct sair_stream *claim(void) {
+    for (uint32_t i = 0; i < SAIR_STREAMS; i++) {
         uint32_t used = 0;
-        if (!SAIR_CAS(&streams[i].used, &used, 1u)) continue;
+        if (SAIR_LOAD(&streams[i].used) != 0 || !SAIR_CAS(&streams[i].used, &used, 1u)) continue;
         uint32_t seen = SAIR_LOAD(&stream_high);
         while (seen <= i && !SAIR_CAS(&stream_high, &seen, i + 1)) {
         }
-        return recent = fill(&streams[i], handle, per_thread, owner);
+        return &streams[i];
     }
+    return NULL;
+}
+
+static int is_drained(const struct sair_stream *stream) {
+    return !SAIR_LOAD(&stream->open) && SAIR_LOAD_ACQUIRE(&stream->head) == SAIR_LOAD_ACQUIRE(&stream->tail);
+}
+
+/* The slot of a stream without work in flight becomes another's: whoever found it before looks again once `busy` is
+ * its own. */
+static struct sair_stream *take_over(void) {
+    static uint32_t next;
+    for (uint32_t n = 0; n < SAIR_STREAMS; n++) {
+        struct sair_stream *stream = &streams[SAIR_ADD(&next, 1u) % SAIR_STREAMS];
+        uint32_t used = 2;
+        if (SAIR_LOAD(&stream->used) != 2 || !is_drained(stream) || !try_take(stream)) continue;
+        int is_taken = is_drained(stream) && SAIR_CAS(&stream->used, &used, 1u);
+        sair_stream_release(stream);
+        if (is_taken) return stream;
+    }
+    return NULL;
+}
+
+static struct sair_stream *search(const struct sair_stream_id *id) {
+    uint32_t high = SAIR_LOAD(&stream_high);
+    for (uint32_t i = 0; i < high; i++)
+        if (is_valid(&streams[i], id)) return recent = &streams[i];
+    struct sair_stream *stream = claim();
+    if (stream == NULL) stream = take_over();
+    return stream != NULL ? (recent = fill(stream, id)) : NULL;
+}
+
+struct sair_stream *sair_stream_find(CUstream handle, int per_thread) {
+    struct sair_stream_id id = sair_stream_identify(handle, per_thread);
+    struct sair_stream *last = recent;
+    return last != NULL && is_valid(last, &id) ? last : search(&id);
+}
+
+struct sair_stream *sair_stream_hold(CUstream handle, int per_thread, struct sair_stream **taken) {
+    struct sair_stream *stream = recent;
+    *taken = NULL;
+    if (__builtin_expect(stream != NULL && !sair_stream_is_default(handle) && SAIR_LOAD(&stream->id.handle) == handle, 1) &&
+        SAIR_LOAD_ACQUIRE(&stream->used) == 2 && try_take(stream)) {
+        if (__builtin_expect(SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->id.handle) == handle, 1))
+            return stream;
+        sair_stream_release(stream);
+    }
+    struct sair_stream_id id = sair_stream_identify(handle, per_thread);
+    if (stream == NULL || !is_valid(stream, &id)) stream = search(&id);
+    if (stream == NULL) return NULL;
+    if (!try_take(stream)) {
+        *taken = stream;
+        return NULL;
+    }
+    if (__builtin_expect(is_valid(stream, &id), 1)) return stream;
+    sair_stream_release(stream);
     return NULL;
 }
 
@@ -71,14 +162,12 @@ int sair_stream_is_only_one(void) {
     return SAIR_LOAD(&stream_high) <= 1;
 }
 
+/* The context has to be current: it says which default stream is meant. */
 static CUresult record(const struct sair_stream *stream, CUevent event) {
-    const struct sair_driver *driver = sair_driver();
-    if (stream->per_thread && driver->cuEventRecord_ptsz != NULL)
-        return driver->cuEventRecord_ptsz(event, stream->handle);
-    return driver->cuEventRecord(event, stream->handle);
+    return sair_driver()->cuEventRecord(event, stream->id.handle);
 }
 
-static void drop_events(const struct sair_stream *stream, struct sair_batch *batch) {
+void sair_batch_drop_events(const struct sair_stream *stream, struct sair_batch *batch) {
     sair_event_give(stream->context, batch->start);
     sair_event_give(stream->context, batch->end);
     batch->start = batch->end = NULL;
@@ -86,7 +175,6 @@ static void drop_events(const struct sair_stream *stream, struct sair_batch *bat
 
 int sair_batch_open(struct sair_stream *stream, struct sair_device *device) {
     if (stream->tail - SAIR_LOAD_ACQUIRE(&stream->head) >= SAIR_BATCHES) return 0;
-    if (SAIR_LOAD(&sair_captures_active) != 0) return 0;
     const struct sair_driver *driver = sair_driver();
     if (driver == NULL || driver->cuEventRecord == NULL || driver->cuEventQuery == NULL ||
         driver->cuEventElapsedTime == NULL)
@@ -94,81 +182,107 @@ int sair_batch_open(struct sair_stream *stream, struct sair_device *device) {
     struct sair_batch *batch = &stream->current;
     memset(batch, 0, sizeof *batch);
     batch->device = device;
+    int is_open = 0, was_entered = sair_context_enter(stream->context);
+    if (!sair_stream_may_record(stream)) goto out;
     batch->start = sair_event_take(stream->context);
     batch->end = sair_event_take(stream->context);
-    if (batch->start == NULL || batch->end == NULL) goto fail;
-    batch->opened_ns = sair_now_ns();
-    if (record(stream, batch->start) != CUDA_SUCCESS) goto fail;
+    if (batch->start != NULL && batch->end != NULL) {
+        batch->opened_ns = sair_now_ns();
+        is_open = record(stream, batch->start) == CUDA_SUCCESS;
+    }
+    if (!is_open) {
+        sair_batch_drop_events(stream, batch);
+        goto out;
+    }
     batch->recorded_ns = sair_now_ns();
+    batch->skipped_ns = stream->skipped_ns;
+    stream->skipped_ns = 0;
     batch->crowded = SAIR_ADD(&device->in_flight, 1u) > stream->tail - SAIR_LOAD(&stream->head);
+    stream->polled = 0;
     SAIR_STORE(&stream->open, (uint8_t)1);
-    return 1;
-fail:
-    drop_events(stream, batch);
-    return 0;
+out:
+    sair_context_leave(was_entered);
+    return is_open;
 }
 
-void sair_batch_close(struct sair_stream *stream) {
-    if (!stream->open) return;
+/* The open batch goes into the ring; there is room, because it was opened. Its launches are told only now: two locked
+ * instructions a batch instead of two a launch. */
+static void finish(struct sair_stream *stream) {
     struct sair_batch *batch = &stream->current;
     SAIR_STORE(&stream->open, (uint8_t)0);
-    batch->submitted_ns = sair_now_ns();
-    batch->broken = SAIR_LOAD(&sair_captures_active) != 0 || record(stream, batch->end) != CUDA_SUCCESS;
     int64_t foreign = SAIR_SWAP(&stream->foreign_charged_ns, (int64_t)0);
     if (foreign != 0) {
         batch->charged_ns += foreign;
         batch->estimate_ns += foreign;
         batch->cost = NULL;
     }
+    SAIR_ADD(&batch->device->slot->launches, (uint64_t)batch->launches);
+    SAIR_ADD(&batch->device->slot->outstanding_ns, batch->charged_ns);
     if (SAIR_LOAD(&batch->device->in_flight) > stream->tail - SAIR_LOAD(&stream->head) + 1) batch->crowded = 1;
-    stream->last_ns = batch->estimate_ns;
+    stream->last_ns = batch->unmeasured ? 0 : batch->estimate_ns;
     stream->ring[stream->tail % SAIR_BATCHES] = *batch;
     SAIR_STORE_RELEASE(&stream->tail, stream->tail + 1);
 }
 
-void sair_streams_close_batches(void) {
+void sair_batch_close(struct sair_stream *stream) {
+    if (!stream->open) return;
+    stream->current.submitted_ns = sair_now_ns();
+    int was_entered = sair_context_enter(stream->context);
+    stream->current.broken = !sair_stream_may_record(stream) || record(stream, stream->current.end) != CUDA_SUCCESS;
+    sair_context_leave(was_entered);
+    finish(stream);
+}
+
+/* Where the driver must not be called: the prediction stands. */
+static void close_unmeasured(struct sair_stream *stream) {
+    if (!stream->open) return;
+    stream->current.broken = 1;
+    finish(stream);
+}
+
+static int is_ours_to_close(const struct sair_stream *stream) {
+    if (SAIR_LOAD_ACQUIRE(&stream->used) != 2 || !SAIR_LOAD(&stream->open)) return 0;
+    if (SAIR_LOAD(&stream->end) != SAIR_STREAM_LIVES) return 0;
+    uint64_t thread = SAIR_LOAD(&stream->id.thread);
+    return thread == 0 || thread == thread_id;
+}
+
+/* Close the batches that may be closed; with `only_polled` those that had no launch since it was last asked for. */
+static void close_batches(int only_polled) {
     uint32_t high = SAIR_LOAD(&stream_high);
-    int one_context = SAIR_LOAD(&sair_process.contexts) <= 1;
     for (uint32_t i = 0; i < high; i++) {
         struct sair_stream *stream = &streams[i];
-        if (SAIR_LOAD_ACQUIRE(&stream->used) != 2 || !SAIR_LOAD(&stream->open)) continue;
-        int shared = stream->owner == 0 || (stream->owner == UINT64_MAX && one_context);
-        if (!shared && stream->owner != thread_id) continue;
-        if (!sair_stream_try(stream)) continue;
-        if (SAIR_LOAD(&stream->used) == 2) sair_batch_close(stream);
+        if (!is_ours_to_close(stream) || !try_take(stream)) continue;
+        int is_due = is_ours_to_close(stream) && (!only_polled || stream->polled == stream->current.launches);
+        if (is_due) sair_batch_close(stream);
+        stream->polled = stream->current.launches;
         sair_stream_release(stream);
     }
 }
 
-/* One finished batch at the head of a stream's ring. Returns 0 if it is not finished. */
-static int settle_head(struct sair_stream *stream, uint64_t now_ns) {
-    struct sair_batch *batch = &stream->ring[stream->head % SAIR_BATCHES];
-    const struct sair_driver *driver = sair_driver();
-    CUresult state = batch->broken ? CUDA_ERROR_UNKNOWN : driver->cuEventQuery(batch->end);
-    if (state == CUDA_ERROR_NOT_READY) return 0;
-    int keep_end = 0;
-    float milliseconds = 0;
-    if (state == CUDA_SUCCESS && driver->cuEventElapsedTime(&milliseconds, batch->start, batch->end) == CUDA_SUCCESS) {
-        struct sair_interval interval = {.span_ns = (uint64_t)((double)milliseconds * 1e6), .seen_ns = now_ns};
-        struct sair_device_clock *clock = sair_device_clock_of(stream->context);
-        CUevent released = NULL;
-        if (clock == NULL || sair_device_clock_map(clock, batch->start, batch->end, interval.span_ns, batch->opened_ns,
-                                                   now_ns, &interval.until_ns, &keep_end, &released) != 0)
-            interval.until_ns = now_ns;
-        if (released != NULL) sair_event_give(stream->context, released);
-        sair_settle(batch, &interval);
-    } else {
-        sair_settle_unknown(batch);
+void sair_streams_close_batches(void) {
+    close_batches(0);
+}
+
+void sair_streams_polled(void) {
+    close_batches(1);
+}
+
+/* A slot whose stream has ended: free it once nothing of it is left. */
+static void retire(struct sair_stream *stream, uint64_t now_ns) {
+    if (!try_take(stream)) return;
+    /* Taken over meanwhile it is another's. */
+    int is_left = SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->end) != SAIR_STREAM_LIVES;
+    if (is_left) close_unmeasured(stream);
+    while (is_left && stream->head != stream->tail && sair_settle_head(stream, now_ns)) {
     }
-    if (keep_end) batch->end = NULL;
-    drop_events(stream, batch);
-    SAIR_SUB(&batch->device->in_flight, 1u);
-    SAIR_STORE_RELEASE(&stream->head, stream->head + 1);
-    return 1;
+    if (is_left && stream->head == stream->tail) SAIR_STORE_RELEASE(&stream->used, 0u);
+    sair_stream_release(stream);
 }
 
 unsigned sair_streams_harvest(uint64_t now_ns) {
-    if (SAIR_LOAD(&sair_captures_active) != 0) return 0; /* an event query breaks a global-mode capture */
+    /* An event query breaks a capture in global mode, unless this thread says that it does not mean it. */
+    if (SAIR_LOAD(&sair_captures_active) != 0 && !sair_capture_can_relax()) return 0;
     if (__atomic_exchange_n(&harvesting, 1u, __ATOMIC_ACQUIRE) != 0) return 0;
     unsigned settled = 0;
     CUstreamCaptureMode mode = sair_capture_relax();
@@ -176,68 +290,97 @@ unsigned sair_streams_harvest(uint64_t now_ns) {
     for (uint32_t i = 0; i < high; i++) {
         struct sair_stream *stream = &streams[i];
         if (SAIR_LOAD_ACQUIRE(&stream->used) != 2) continue;
-        while (stream->head != SAIR_LOAD_ACQUIRE(&stream->tail) && settle_head(stream, now_ns)) settled++;
+        while (stream->head != SAIR_LOAD_ACQUIRE(&stream->tail) && sair_settle_head(stream, now_ns)) settled++;
+        if (__builtin_expect(SAIR_LOAD_ACQUIRE(&stream->end) != SAIR_STREAM_LIVES, 0)) retire(stream, now_ns);
     }
     sair_capture_restore(mode);
     SAIR_STORE_RELEASE(&harvesting, 0u);
     return settled;
 }
 
-/* Both the harvester and the holder of `busy` are out of it for a moment; neither ever blocks. */
-static void evict(struct sair_stream *stream, int events_survive) {
-    while (!sair_stream_try(stream)) sched_yield();
-    if (SAIR_LOAD(&stream->used) == 2) {
-        if (stream->open) {
-            SAIR_STORE(&stream->open, (uint8_t)0);
-            sair_settle_unknown(&stream->current);
-            if (events_survive) drop_events(stream, &stream->current);
-            SAIR_SUB(&stream->current.device->in_flight, 1u);
-        }
-        for (; stream->head != stream->tail; stream->head++) {
-            struct sair_batch *batch = &stream->ring[stream->head % SAIR_BATCHES];
-            sair_settle_unknown(batch);
-            if (events_survive) drop_events(stream, batch);
-            SAIR_SUB(&batch->device->in_flight, 1u);
-        }
-        SAIR_STORE_RELEASE(&stream->used, 0u);
+/* Take a flag that its holder may hold inside the driver; 0 if that takes too long. */
+static int take_patiently(uint32_t *flag, unsigned *waited_us) {
+    while (__atomic_exchange_n(flag, 1u, __ATOMIC_ACQUIRE) != 0) {
+        if (*waited_us >= PATIENCE_US) return 0;
+        usleep(PATIENCE_STEP_US);
+        *waited_us += PATIENCE_STEP_US;
     }
-    sair_stream_release(stream);
+    return 1;
 }
 
-static void lock_harvest(void) {
-    while (__atomic_exchange_n(&harvesting, 1u, __ATOMIC_ACQUIRE) != 0) sched_yield();
+/* Nobody finds it any more; the harvester frees it. */
+static void mark_ended(struct sair_stream *stream, enum sair_stream_end end) {
+    SAIR_STORE(&stream->id.handle, NO_STREAM);
+    SAIR_STORE_RELEASE(&stream->end, (uint32_t)end);
+}
+
+/* Its thread ends. The driver is not called from here: it may have forgotten the thread already. */
+static void thread_ends(void *unused) {
+    (void)unused;
+    uint64_t self = thread_id;
+    unsigned waited_us = 0;
+    if (self == 0) return; /* forked: what it had is forgotten */
+    thread_id = 0; /* whatever launches later from another destructor asks for a new one */
+    recent = NULL;
+    sair_capture_thread_gone(self);
+    uint32_t high = SAIR_LOAD(&stream_high);
+    for (uint32_t i = 0; i < high; i++) {
+        struct sair_stream *stream = &streams[i];
+        if (SAIR_LOAD_ACQUIRE(&stream->used) != 2 || SAIR_LOAD(&stream->id.thread) != self) continue;
+        if (!take_patiently(&stream->busy, &waited_us)) continue;
+        if (SAIR_LOAD(&stream->used) == 2 && SAIR_LOAD(&stream->id.thread) == self) {
+            close_unmeasured(stream);
+            mark_ended(stream, SAIR_STREAM_ENDED);
+        }
+        sair_stream_release(stream);
+    }
 }
 
 void sair_stream_gone(CUstream handle) {
-    sair_streams_close_batches();
-    sair_streams_harvest(sair_now_ns());
-    lock_harvest();
+    if (sair_stream_is_default(handle)) return;
     uint32_t high = SAIR_LOAD(&stream_high);
-    for (uint32_t i = 0; i < high; i++)
-        if (SAIR_LOAD_ACQUIRE(&streams[i].used) == 2 && streams[i].handle == handle) evict(&streams[i], 1);
-    SAIR_STORE_RELEASE(&harvesting, 0u);
+    unsigned waited_us = 0;
+    for (uint32_t i = 0; i < high; i++) {
+        struct sair_stream *stream = &streams[i];
+        struct sair_stream_id id = {.handle = handle};
+        if (!is_valid(stream, &id)) continue;
+        int is_taken = take_patiently(&stream->busy, &waited_us);
+        if (is_valid(stream, &id)) {
+            if (is_taken) sair_batch_close(stream);
+            mark_ended(stream, SAIR_STREAM_ENDED);
+        }
+        if (is_taken) sair_stream_release(stream);
+    }
+    sair_streams_harvest(sair_now_ns());
 }
 
 void sair_context_gone(CUcontext context) {
+    uint64_t now = sair_now_ns();
+    unsigned waited_us = 0;
     sair_streams_close_batches();
-    sair_streams_harvest(sair_now_ns());
-    lock_harvest();
+    sair_streams_harvest(now);
+    int is_locked = take_patiently(&harvesting, &waited_us);
     uint32_t high = SAIR_LOAD(&stream_high);
-    for (uint32_t i = 0; i < high; i++)
-        if (SAIR_LOAD_ACQUIRE(&streams[i].used) == 2 && (context == NULL || streams[i].context == context))
-            evict(&streams[i], 0);
+    for (uint32_t i = 0; i < high; i++) {
+        struct sair_stream *stream = &streams[i];
+        if (SAIR_LOAD_ACQUIRE(&stream->used) != 2 || (context != NULL && stream->context != context)) continue;
+        mark_ended(stream, SAIR_STREAM_DEAD);
+        if (is_locked) retire(stream, now);
+    }
     sair_events_forget(context);
     sair_device_clocks_forget(context);
-    SAIR_STORE_RELEASE(&harvesting, 0u);
+    sair_capture_context_gone(context);
+    if (is_locked) SAIR_STORE_RELEASE(&harvesting, 0u);
 }
 
 void sair_streams_forget(void) {
     memset(streams, 0, sizeof streams);
     stream_high = 0;
     harvesting = 0;
+    sair_context_forget();
     recent = NULL;
     thread_id = 0;
-    SAIR_STORE(&sair_captures_active, 0u);
-    sair_events_forget(NULL);
+    sair_captures_forget();
+    sair_events_reset();
     sair_device_clocks_forget(NULL);
 }

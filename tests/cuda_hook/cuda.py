@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED = 0, 1, 2, 3
@@ -35,10 +36,16 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cuMemUnmap": [ctypes.c_uint64, ctypes.c_size_t],
     "cuMemcpyHtoD_v2": [ctypes.c_uint64, Handle, ctypes.c_size_t],
     "cuMemcpyDtoH_v2": [Handle, ctypes.c_uint64, ctypes.c_size_t],
+    "cuMemcpyDtoD_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t],
+    "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, Handle],
+    "cuMemcpy": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t],
+    "cuMemcpyPeer": [ctypes.c_uint64, Handle, ctypes.c_uint64, Handle, ctypes.c_size_t],
     "cuGetProcAddress": [ctypes.c_char_p, Handle, ctypes.c_int, ctypes.c_uint64],
     "cuGetProcAddress_v2": [ctypes.c_char_p, Handle, ctypes.c_int, ctypes.c_uint64, Handle],
     "cuMipmappedArrayCreate": [Handle, Handle, ctypes.c_uint],
     "cuStreamBeginCapture_v2": [Handle, ctypes.c_int],
+    "cuStreamBeginCaptureToGraph": [Handle, Handle, Handle, Handle, ctypes.c_size_t, ctypes.c_int],
+    "cuStreamBeginRecaptureToGraph": [Handle, ctypes.c_int, Handle, Handle, Handle],
     "cuStreamCreate": [Handle, ctypes.c_uint],
     "cuEventCreate": [Handle, ctypes.c_uint],
     "cuStreamWaitEvent": [Handle, Handle, ctypes.c_uint],
@@ -47,6 +54,11 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cuLaunchHostFunc": [Handle, Handle, Handle],
     "cuInit": [ctypes.c_uint],
     "cuDevicePrimaryCtxRetain": [Handle, ctypes.c_int],
+    "cuGraphNodeSetEnabled": [Handle, Handle, ctypes.c_uint],
+    "cuGraphCreate": [Handle, ctypes.c_uint],
+    "cuGreenCtxCreate": [Handle, Handle, ctypes.c_int, ctypes.c_uint],
+    "cuGreenCtxStreamCreate": [Handle, Handle, ctypes.c_uint, ctypes.c_int],
+    "cuCtxAttach": [Handle, ctypes.c_uint],
     "cuCtxCreate_v2": [Handle, ctypes.c_uint, ctypes.c_int],
     "cuDeviceTotalMem_v2": [Handle, ctypes.c_int],
     "cuDeviceGetDefaultMemPool": [Handle, ctypes.c_int],
@@ -133,6 +145,19 @@ def expect(found: object, wanted: object) -> None:
     """assert that also says what it found, without pytest's rewriting."""
     if found != wanted:
         raise AssertionError(f"{found!r}, expected {wanted!r}")
+
+
+_SLOTS_OFFSET, _SLOT_BYTES, _SLOTS = 128 + 4 * 16632, 256, 128
+_COUNTERS = {"outstanding_ns": 24, "launches": 56, "busy_ns": 72, "batches": 88, "unmeasured": 96, "unmeasurable": 248}
+
+
+def counted(name: str) -> int:
+    """A counter of the stats page, summed over the processes of the container this one runs in."""
+    at, page = _COUNTERS[name], Path(os.environ["SAIR_STATS_PATH"]).read_bytes()
+    return sum(
+        int.from_bytes(page[_SLOTS_OFFSET + slot * _SLOT_BYTES + at :][:8], "little", signed=True)
+        for slot in range(_SLOTS)
+    )
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:

@@ -1,7 +1,7 @@
 /*
  * The load generator of the accuracy suite: one process that keeps the device busy in one shape until told to stop.
  *
- *   sair-load SHAPE [seconds=S] [iterations=N] [resolve=link|dlsym|proc] [threads=T] [streams=K] [start_ns=MONOTONIC]
+ *   sair-load SHAPE [seconds=S] [iterations=N] [resolve=link|dlsym|proc] [threads=T] [start_ns=MONOTONIC]
  *
  * SHAPE is kind:kernel:grid[:option...]; see `shapes` below. It prints one line of JSON when it ends: what it launched
  * and how long that took by CLOCK_MONOTONIC.
@@ -47,6 +47,8 @@ extern CUresult cuLaunchCooperativeKernel(CUfunction, unsigned, unsigned, unsign
 extern CUresult cuGetProcAddress_v2(const char *name, void **pfn, int version, cuuint64_t flags,
                                     CUdriverProcAddressQueryResult *status);
 
+#define MAX_STREAMS 16
+
 enum kind { KERNEL, PER_THREAD, COOPERATIVE, GRAPH, MIX };
 
 struct shape {
@@ -57,6 +59,7 @@ struct shape {
     unsigned burst;      /* launches before the wait and the pause */
     uint64_t pause_ns;   /* host time between bursts */
     unsigned nodes;      /* GRAPH: kernels of kernel_ns / nodes each */
+    unsigned streams;    /* KERNEL: launched into so many in turn */
 };
 
 struct load {
@@ -126,7 +129,7 @@ static int launch_mix(struct load *load, uint64_t i, CUfunction quick, CUfunctio
 static int run(struct load *load) {
     const struct shape *s = &load->shape;
     CUfunction f, quick = NULL, slow = NULL;
-    CUstream stream, streams[4] = {0};
+    CUstream stream, streams[MAX_STREAMS] = {0};
     CUgraphExec exec = NULL;
     CHECK(cuCtxSetCurrent(load->context));
     CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
@@ -135,12 +138,15 @@ static int run(struct load *load) {
         if (function_of(load, 20000, &quick) != 0 || function_of(load, 10000000, &slow) != 0) return 1;
         for (int i = 0; i < 4; i++) CHECK(cuStreamCreate(&streams[i], CU_STREAM_NON_BLOCKING));
     }
+    for (unsigned k = 0; s->kind == KERNEL && k < s->streams; k++)
+        CHECK(cuStreamCreate(&streams[k], CU_STREAM_NON_BLOCKING));
     if (s->kind == GRAPH && make_graph(load, stream, &exec) != 0) return 1;
     for (uint64_t i = 0; !stopped && i < load->iterations; i++) {
         uint64_t from = now_ns();
         if (from >= load->until_ns) break;
         for (unsigned b = 0; b < s->burst; b++) {
-            if (s->kind == KERNEL) CHECK(load->launch(f, s->grid, 1, 1, 128, 1, 1, 0, stream, NULL, NULL));
+            if (s->kind == KERNEL)
+                CHECK(load->launch(f, s->grid, 1, 1, 128, 1, 1, 0, streams[load->launches % s->streams], NULL, NULL));
             if (s->kind == PER_THREAD) CHECK(load->launch_per_thread(f, s->grid, 1, 1, 128, 1, 1, 0, NULL, NULL, NULL));
             if (s->kind == COOPERATIVE) CHECK(load->cooperative(f, s->grid, 1, 1, 128, 1, 1, 0, stream, NULL));
             if (s->kind == GRAPH) CHECK(cuGraphLaunch(exec, stream));
@@ -150,10 +156,10 @@ static int run(struct load *load) {
         if (s->sync) {
             if (s->kind == PER_THREAD)
                 CHECK(cuStreamSynchronize_ptsz(NULL));
-            else if (s->kind == MIX)
+            else if (s->kind == MIX || s->streams > 1)
                 CHECK(cuCtxSynchronize());
             else
-                CHECK(cuStreamSynchronize(stream));
+                CHECK(cuStreamSynchronize(s->kind == KERNEL ? streams[0] : stream));
         }
         load->done_iterations = i + 1;
         uint64_t took = now_ns() - from;
@@ -177,10 +183,10 @@ static bool option(const char *text, const char *name, const char **value) {
     return true;
 }
 
-/* kind:kernel_us:grid[:sync][:burst=N][:pause=US][:nodes=N] */
+/* kind:kernel_us:grid[:sync][:burst=N][:pause=US][:nodes=N][:streams=K] */
 static bool parse_shape(char *text, struct shape *s) {
     static const char *const kinds[] = {"kernel", "ptsz", "cooperative", "graph", "mix"};
-    *s = (struct shape){.burst = 1, .nodes = 1};
+    *s = (struct shape){.burst = 1, .nodes = 1, .streams = 1};
     char *save = NULL, *field = strtok_r(text, ":", &save);
     int kind = -1;
     for (int i = 0; field != NULL && i < 5; i++)
@@ -201,10 +207,12 @@ static bool parse_shape(char *text, struct shape *s) {
             s->pause_ns = (uint64_t)(atof(value) * 1000.0);
         else if (option(field, "nodes", &value))
             s->nodes = (unsigned)atoi(value);
+        else if (option(field, "streams", &value))
+            s->streams = (unsigned)atoi(value);
         else
             return false;
     }
-    return s->grid > 0 && s->burst > 0 && s->nodes > 0;
+    return s->grid > 0 && s->burst > 0 && s->nodes > 0 && s->streams > 0 && s->streams <= MAX_STREAMS;
 }
 
 static bool resolve(struct load *load, const char *how) {
@@ -240,8 +248,8 @@ int main(int argc, char **argv) {
     uint64_t start = 0;
     unsigned threads = 1;
     if (argc < 2 || !parse_shape(argv[1], &base.shape)) {
-        fprintf(stderr, "usage: sair-load kind:kernel_us:grid[:sync][:burst=N][:pause=US][:nodes=N] [seconds=S] "
-                        "[iterations=N] [resolve=link|dlsym|proc] [threads=T] [start_ns=N]\n");
+        fprintf(stderr, "usage: sair-load kind:kernel_us:grid[:sync][:burst=N][:pause=US][:nodes=N] "
+                        "[:streams=K] [seconds=S] [iterations=N] [resolve=link|dlsym|proc] [threads=T] [start_ns=N]\n");
         return 2;
     }
     for (int i = 2; i < argc; i++) {

@@ -170,6 +170,24 @@ SIM_EXPORT CUresult cuStreamBeginCaptureToGraph_ptsz(CUstream stream, CUgraph gr
     return graph == NULL ? CUDA_ERROR_INVALID_VALUE : begin(stream, true, mode, graph);
 }
 
+/* The graph is captured anew, node for node; here as if it had been empty. */
+static CUresult recapture(CUstream stream, CUstreamCaptureMode mode, CUgraph graph, bool per_thread) {
+    if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = begin(stream, per_thread, mode, graph);
+    if (result == CUDA_SUCCESS) graph->count = 0;
+    return result;
+}
+SIM_EXPORT CUresult cuStreamBeginRecaptureToGraph(CUstream stream, CUstreamCaptureMode mode, CUgraph graph,
+                                                  void *callback, void *user_data) {
+    (void)callback, (void)user_data;
+    return recapture(stream, mode, graph, false);
+}
+SIM_EXPORT CUresult cuStreamBeginRecaptureToGraph_ptsz(CUstream stream, CUstreamCaptureMode mode, CUgraph graph,
+                                                       void *callback, void *user_data) {
+    (void)callback, (void)user_data;
+    return recapture(stream, mode, graph, true);
+}
+
 static bool is_joined(const struct sim_capture *capture) {
     for (CUstream s = capture->origin->context->streams; s != NULL; s = s->next) {
         if (s->capture != capture || s == capture->origin || s->last == NULL) continue;

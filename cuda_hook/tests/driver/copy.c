@@ -5,6 +5,10 @@
 
 #define BYTES_PER_US UINT64_C(25000) /* a PCIe 4.0 x16 link; between addresses of the card it would be faster */
 
+uint64_t sim_copy_ns(size_t bytes) {
+    return 1000 * bytes / BYTES_PER_US;
+}
+
 static CUresult occupy(CUstream stream, size_t bytes, bool per_thread, bool wait) {
     if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
     stream = sim_stream(stream, per_thread);
@@ -16,7 +20,7 @@ static CUresult occupy(CUstream stream, size_t bytes, bool per_thread, bool wait
     bool captured;
     CUresult result = sim_capture_check(stream, &captured);
     if (result != CUDA_SUCCESS || sim_null_mode) return result;
-    uint64_t ns = 1000 * bytes / BYTES_PER_US;
+    uint64_t ns = sim_copy_ns(bytes);
     if (captured) {
         sim_capture_add(stream, SIM_NODE_MEMCPY)->work.ns = ns;
         return CUDA_SUCCESS;
@@ -63,6 +67,79 @@ SIM_EXPORT CUresult cuMemcpyAsync(CUdeviceptr d, CUdeviceptr s, size_t n, CUstre
 SIM_EXPORT CUresult cuMemcpyAsync_ptsz(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream stream) {
     return cuMemcpyDtoD_in(d, s, n, stream, true, false);
 }
+
+SIM_EXPORT CUresult cuMemcpyPeer(CUdeviceptr d, CUcontext to, CUdeviceptr s, CUcontext from, size_t n) {
+    if (!sim_context_is_valid(to) || !sim_context_is_valid(from)) return CUDA_ERROR_INVALID_CONTEXT;
+    return cuMemcpyDtoD_in(d, s, n, NULL, false, true);
+}
+SIM_EXPORT CUresult cuMemcpyPeer_ptds(CUdeviceptr d, CUcontext to, CUdeviceptr s, CUcontext from, size_t n) {
+    if (!sim_context_is_valid(to) || !sim_context_is_valid(from)) return CUDA_ERROR_INVALID_CONTEXT;
+    return cuMemcpyDtoD_in(d, s, n, NULL, true, true);
+}
+
+/* One side of a copy of rows, in the order of the ABI's structs; arrays hold no bytes here. */
+enum { SIDE_HOST = 1, SIDE_DEVICE = 2, SIDE_UNIFIED = 4 };
+struct side_2d {
+    size_t x_bytes, y;
+    int kind;
+    void *host;
+    CUdeviceptr device;
+    CUarray array;
+    size_t pitch;
+};
+struct copy_2d {
+    struct side_2d from, to;
+    size_t width_bytes, height;
+};
+struct side_3d {
+    size_t x_bytes, y, z, lod;
+    int kind;
+    void *host;
+    CUdeviceptr device;
+    CUarray array;
+    void *reserved;
+    size_t pitch, height;
+};
+struct copy_3d {
+    struct side_3d from, to;
+    size_t width_bytes, height, depth;
+};
+static_assert(sizeof(struct copy_2d) == 128 && sizeof(struct copy_3d) == 200, "copy ABI");
+
+static char *base_of(int kind, void *host, CUdeviceptr device) {
+    if (kind == SIDE_HOST) return host;
+    return kind == SIDE_DEVICE || kind == SIDE_UNIFIED ? at(device) : NULL;
+}
+static CUresult copy_3d(const struct copy_3d *c, bool per_thread) {
+    if (c == NULL) return CUDA_ERROR_INVALID_VALUE;
+    char *from = base_of(c->from.kind, c->from.host, c->from.device);
+    char *to = base_of(c->to.kind, c->to.host, c->to.device);
+    if (from == NULL || to == NULL) return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = occupy(NULL, c->width_bytes * c->height * c->depth, per_thread, true);
+    for (size_t z = 0; result == CUDA_SUCCESS && z < c->depth; z++)
+        for (size_t y = 0; y < c->height; y++) {
+            size_t row_from = (c->from.z + z) * c->from.height + c->from.y + y;
+            size_t row_to = (c->to.z + z) * c->to.height + c->to.y + y;
+            memmove(to + row_to * c->to.pitch + c->to.x_bytes, from + row_from * c->from.pitch + c->from.x_bytes,
+                    c->width_bytes);
+        }
+    return result;
+}
+static struct side_3d as_3d(const struct side_2d *s) {
+    return (struct side_3d){.x_bytes = s->x_bytes, .y = s->y, .kind = s->kind, .host = s->host, .device = s->device,
+                            .pitch = s->pitch};
+}
+static CUresult copy_2d(const struct copy_2d *c, bool per_thread) {
+    if (c == NULL) return CUDA_ERROR_INVALID_VALUE;
+    struct copy_3d whole = {as_3d(&c->from), as_3d(&c->to), c->width_bytes, c->height, 1};
+    return copy_3d(&whole, per_thread);
+}
+SIM_EXPORT CUresult cuMemcpy2D_v2(const struct copy_2d *c) { return copy_2d(c, false); }
+SIM_EXPORT CUresult cuMemcpy2D_v2_ptds(const struct copy_2d *c) { return copy_2d(c, true); }
+SIM_EXPORT CUresult cuMemcpy2DUnaligned_v2(const struct copy_2d *c) { return copy_2d(c, false); }
+SIM_EXPORT CUresult cuMemcpy2DUnaligned_v2_ptds(const struct copy_2d *c) { return copy_2d(c, true); }
+SIM_EXPORT CUresult cuMemcpy3D_v2(const struct copy_3d *c) { return copy_3d(c, false); }
+SIM_EXPORT CUresult cuMemcpy3D_v2_ptds(const struct copy_3d *c) { return copy_3d(c, true); }
 
 #define FILL(name, type)                                                                                               \
     static CUresult name##_in(CUdeviceptr d, type value, size_t n, CUstream stream, bool per_thread) {                 \

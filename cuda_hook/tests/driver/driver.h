@@ -24,7 +24,7 @@ struct CUctx_st {
     int slot; /* context in the shared file */
     int device;
     bool primary;
-    unsigned retained, flags;
+    unsigned retained, attached, flags;
     CUstream legacy;
     CUstream streams; /* all of the context, linked by `next` */
 };
@@ -144,6 +144,9 @@ CUresult sim_capture_refuse(CUstream stream); /* a call that a capturing stream 
 CUresult sim_capture_record(CUevent event, CUstream stream);
 CUresult sim_capture_wait(CUstream stream, CUevent event);
 void sim_capture_forget(CUstream stream);
+
+/* ---- copy.c ---- */
+uint64_t sim_copy_ns(size_t bytes);
 
 /* ---- graph.c ---- */
 CUgraphNode sim_graph_add(CUgraph graph, enum sim_node_kind kind);

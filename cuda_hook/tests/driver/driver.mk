@@ -8,7 +8,7 @@ DRIVER_CFLAGS := -D_GNU_SOURCE -std=gnu11 -O2 -g -fPIC -fvisibility=hidden \
 CC ?= gcc
 
 SIMGPU_OBJECTS := $(addprefix $(DRIVER_OUT)/,file.o record.o engine.o queue.o)
-SIMCUDA_OBJECTS := $(addprefix $(DRIVER_OUT)/,context.o stream.o module.o capture.o launch.o graph.o memory.o vmm.o \
+SIMCUDA_OBJECTS := $(addprefix $(DRIVER_OUT)/,context.o green.o stream.o module.o capture.o launch.o graph.o memory.o vmm.o \
     array.o copy.o lookup.o)
 DRIVER_LIBRARIES := $(DRIVER_OUT)/libcuda.so.1 $(DRIVER_OUT)/libnvidia-ml.so.1 $(DRIVER_OUT)/libsimgpu.so
 

@@ -357,3 +357,39 @@ SIM_EXPORT CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec exec, CUgraph
     for (size_t i = 0; i < child->count; i++) found[1 + i].work = child->nodes[i]->work;
     return CUDA_SUCCESS;
 }
+
+/* Of the parameters of a copy or a fill only how many bytes they move. */
+struct copy_params {
+    char from_and_to[176];
+    size_t width_bytes, height, depth;
+};
+struct fill_params {
+    CUdeviceptr to;
+    size_t pitch;
+    unsigned value, element_bytes;
+    size_t width, height;
+};
+static CUresult set_bytes(CUgraphExec exec, CUgraphNode node, size_t bytes) {
+    struct sim_exec_node *found = find(exec, node);
+    if (found == NULL || (found->kind != SIM_NODE_MEMCPY && found->kind != SIM_NODE_MEMSET))
+        return CUDA_ERROR_INVALID_VALUE;
+    found->work.ns = sim_copy_ns(bytes);
+    return CUDA_SUCCESS;
+}
+SIM_EXPORT CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node, const struct copy_params *params,
+                                                   CUcontext context) {
+    (void)context;
+    return set_bytes(exec, node, params->width_bytes * params->height * params->depth);
+}
+SIM_EXPORT CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNode node, const struct fill_params *params,
+                                                   CUcontext context) {
+    (void)context;
+    return set_bytes(exec, node, params->width * params->element_bytes * params->height);
+}
+/* Of the kinds of nodes only kernels. */
+SIM_EXPORT CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams *params) {
+    CUDA_KERNEL_NODE_PARAMS_v2 kernel;
+    if (params == NULL || params->type != SIM_NODE_KERNEL) return CUDA_ERROR_INVALID_VALUE;
+    memcpy(&kernel, &params->of, sizeof kernel);
+    return cuGraphExecKernelNodeSetParams_v2(exec, node, &kernel);
+}

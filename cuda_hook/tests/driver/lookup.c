@@ -16,10 +16,23 @@ struct symbol {
     void (*address)(void);
 };
 
+/* What no symbol of the library names: an ABI of a later driver, and an alias of a function that is exported too. */
+static CUresult event_synchronize_v3(CUevent event, uint64_t timeout_ns) {
+    (void)event;
+    return timeout_ns == 0 ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+}
+extern CUresult cuGraphNodeSetEnabled(CUgraphExec exec, CUgraphNode node, unsigned enabled);
+static CUresult node_set_enabled(CUgraphExec exec, CUgraphNode node, unsigned enabled) {
+    return cuGraphNodeSetEnabled(exec, node, enabled);
+}
+
 static const struct symbol symbols[] = {
+
 #define SIM_SYMBOL(symbol, base, since, streams) {base, since, streams, sim_address_##symbol},
 #include "symbols.def"
 #undef SIM_SYMBOL
+    {"cuEventSynchronize", 99000, ONE, (void (*)(void))event_synchronize_v3},
+    {"cuGraphNodeSetEnabled", 11060, ONE, (void (*)(void))node_set_enabled},
 };
 
 static const struct symbol *find(const char *name, int version, bool per_thread, bool *known) {

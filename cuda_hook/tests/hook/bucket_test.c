@@ -78,6 +78,21 @@ static void a_corrupt_word_stops_nobody(void) {
     gpu.next_admissible_ns = UINT64_MAX / 2;
     CHECK(sair_bucket_ahead(&gpu, NOW) == 0);
     CHECK(charge(1000, 500000, NOW));
+    gpu.next_admissible_ns = UINT64_MAX / 2;
+    sair_bucket_rescale(&gpu, 500000, 100000, NOW);
+    CHECK(sair_bucket_ahead(&gpu, NOW) == 0);
+}
+
+static void a_debt_is_cut_to_its_cap_not_forgiven(void) {
+    fresh();
+    CHECK(charge(4000 * (int64_t)MS, 50000, NOW)); /* 80 s of wall time */
+    CHECK(sair_bucket_ahead(&gpu, NOW) == (int64_t)SAIR_DEBT_MAX_NS);
+    /* Nor by a thread that read the clock a little earlier, or adds to it. */
+    CHECK(sair_bucket_ahead(&gpu, NOW - MS) == (int64_t)SAIR_DEBT_MAX_NS);
+    CHECK(!charge(1000, 50000, NOW - MS));
+    sair_bucket_correct(&gpu, 4000 * (int64_t)MS, 50000, NOW + MS);
+    CHECK(sair_bucket_ahead(&gpu, NOW + MS) == (int64_t)SAIR_DEBT_MAX_NS);
+    CHECK(!charge(1000, 50000, NOW + 59000 * MS) && charge(1000, 50000, NOW + 60001 * MS));
 }
 
 static void *hammer(void *unused) {
@@ -228,6 +243,46 @@ static void a_changed_graph_is_unmeasured_again(void) {
     CHECK(sair_cost_find(&k)->samples == 0);
 }
 
+static void a_change_ends_what_was_known_of_before(void) {
+    struct sair_key k = sair_key_graph((CUgraphExec)8192); // NOLINT
+    struct sair_cost *c = sair_cost_find(&k);
+    uint32_t before = c->generation;
+    sair_cost_forget(&k);
+    CHECK(c->generation != before && sair_cost_find(&k) == c);
+}
+
+static void the_same_kernel_on_two_gpus_has_two_costs(void) {
+    struct sair_key a = key(2000), b = key(2000), c = sair_key_graph((CUgraphExec)12288), d = c; // NOLINT
+    sair_key_on(&b, 1);
+    sair_key_on(&d, 3);
+    CHECK(sair_cost_find(&a) != sair_cost_find(&b) && sair_cost_find(&c) != sair_cost_find(&d));
+}
+
+/* Runs after the table is full. */
+static void a_new_key_takes_the_place_of_one_long_not_learned(void) {
+    struct sair_key k = key(30000 << 12);
+    CHECK(sair_cost_find(&k) == NULL); /* all of them were made a moment ago */
+    static struct sair_cost *known[20000];
+    struct sair_cost *oldest = NULL;
+    for (uint64_t f = 1; f < 20000; f++) {
+        struct sair_key old = key(f << 12);
+        known[f] = sair_cost_find(&old);
+    }
+    for (uint64_t f = 1; f < 20000; f++) {
+        if (known[f] == NULL) continue;
+        known[f]->learned_ns = 1;
+        if (f % 2 == 0) known[f]->pending_since_ns = NOW; /* in flight: stays */
+    }
+    for (uint64_t f = 30000; f < 31000; f++) {
+        struct sair_key fresh_key = key(f << 12);
+        struct sair_cost *c = sair_cost_find(&fresh_key);
+        CHECK(c != NULL && c->samples == 0 && c->pending_since_ns == 0 && c != oldest);
+        CHECK(memcmp(&c->key, &fresh_key, sizeof fresh_key) == 0 && c->generation >= 2);
+        CHECK(sair_cost_find(&fresh_key) == c);
+        oldest = c;
+    }
+}
+
 static void a_full_table_shares_nothing(void) {
     struct sair_cost *seen = NULL;
     int refused = 0;
@@ -253,6 +308,7 @@ int main(void) {
     RUN(corrections_are_signed);
     RUN(a_new_rate_keeps_what_is_owed_in_gpu_time);
     RUN(a_corrupt_word_stops_nobody);
+    RUN(a_debt_is_cut_to_its_cap_not_forgiven);
     RUN(concurrent_charges_are_all_counted);
     RUN(overlapping_intervals_are_busy_once);
     RUN(adjoining_intervals_sum_to_the_whole);
@@ -266,6 +322,9 @@ int main(void) {
     RUN(a_rough_first_measurement_yields_to_a_good_one);
     RUN(stretched_spans_do_not_raise_the_low_but_a_dearer_kernel_does);
     RUN(a_changed_graph_is_unmeasured_again);
+    RUN(a_change_ends_what_was_known_of_before);
+    RUN(the_same_kernel_on_two_gpus_has_two_costs);
     RUN(a_full_table_shares_nothing);
+    RUN(a_new_key_takes_the_place_of_one_long_not_learned);
     return CHECK_RESULT();
 }

@@ -142,6 +142,24 @@ static void cu_get_proc_address_passes_refusals_through(void) {
     CHECK(at == NULL && status != CU_GET_PROC_ADDRESS_SUCCESS);
 }
 
+static void an_abi_of_a_later_driver_passes_through(void) {
+    void *at = NULL, *known = NULL;
+    CUdriverProcAddressQueryResult status;
+    CHECK(get2("cuEventSynchronize", &at, 99000, 0, &status) == CUDA_SUCCESS && at != NULL);
+    CHECK(strstr(file_of(at), "libcuda.so") != NULL);
+    CUresult (*later)(CUevent, uint64_t);
+    memcpy(&later, &at, sizeof at);
+    CHECK(later(NULL, 0) == CUDA_ERROR_NOT_READY && later(NULL, 1) == CUDA_SUCCESS);
+    CHECK(get("cuEventSynchronize", &at, 99000, 0) == CUDA_SUCCESS && strstr(file_of(at), "libcuda.so") != NULL);
+    CHECK(get2("cuEventSynchronize", &known, 13000, 0, &status) == CUDA_SUCCESS);
+    CHECK(is_hook(known, "cuEventSynchronize"));
+}
+
+static void an_address_that_the_driver_does_not_export_is_known_by_its_name(void) {
+    CHECK(gets("cuGraphNodeSetEnabled", 11060, 0, "cuGraphNodeSetEnabled"));
+    CHECK(gets("cuGraphNodeSetEnabled", 13000, 2, "cuGraphNodeSetEnabled"));
+}
+
 static void after_dlclose_the_addresses_still_work(void) {
     void *at = dlsym(driver, "cuDeviceTotalMem_v2");
     dlclose(driver);
@@ -171,6 +189,8 @@ int main(void) {
     RUN(rtld_next_means_next_after_the_caller);
     RUN(cu_get_proc_address_honours_version_and_flags);
     RUN(cu_get_proc_address_passes_refusals_through);
+    RUN(an_abi_of_a_later_driver_passes_through);
+    RUN(an_address_that_the_driver_does_not_export_is_known_by_its_name);
     RUN(after_dlclose_the_addresses_still_work);
     RUN(nvml_is_found_through_dlsym);
     return CHECK_RESULT();
