@@ -7,6 +7,7 @@
 #include "page_guard.h"
 #include "stream.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +18,32 @@
 struct sair_process sair_process;
 
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
-static int fork_handler_installed;
+static int is_configured, fork_handler_installed;
 static uint64_t last_reap_ns;
 
 static const char *environment(const char *name) {
     return getenv(name);
+}
+
+/* Longer by one than any path, so that one cut short is too long for the kernel as well. */
+typedef char path_copy[PATH_MAX + 1];
+
+static const char *kept(path_copy copy, const char *path) {
+    return path != NULL ? strncpy(copy, path, sizeof(path_copy) - 1) : NULL;
+}
+
+/* Once: programs that set their title overwrite the memory of the environment, and a forked child has its parent's
+ * limits whatever either did to its variables. */
+static void configure(void) {
+    static path_copy grant_path, stats_path;
+    if (is_configured) return;
+    is_configured = 1;
+    sair_process.config = sair_config_parse(environment);
+    sair_process.config.grant_path = kept(grant_path, sair_process.config.grant_path);
+    sair_process.config.stats_path = kept(stats_path, sair_process.config.stats_path);
+    sair_log_set(sair_process.config.log);
+    if (sair_process.config.errors > 0)
+        sair_log(SAIR_LOG_ERROR, "%u malformed settings took their defaults", sair_process.config.errors);
 }
 
 /* The child shares the page and its bucket but owns no slot, no context and no event of its parent's. */
@@ -70,10 +92,7 @@ int sair_process_start(void) {
     pthread_mutex_lock(&start_lock);
     int mode = SAIR_LOAD(&sair_process.mode);
     if (mode != SAIR_MODE_UNKNOWN) goto out;
-    sair_process.config = sair_config_parse(environment);
-    sair_log_set(sair_process.config.log);
-    if (sair_process.config.errors > 0)
-        sair_log(SAIR_LOG_ERROR, "%u malformed settings took their defaults", sair_process.config.errors);
+    configure();
     if (sair_process.config.grant_path == NULL && sair_process.config.memory_bytes == 0) {
         SAIR_STORE_RELEASE(&sair_process.mode, SAIR_MODE_OFF);
         goto out;

@@ -74,6 +74,16 @@ def test_no_launch_passes_by_the_hook(
     assert sum(s.retired_launches for s in view.gpus) + sum(s.launches for s in view.slots) == launched
 
 
+def test_the_grant_is_followed_after_the_environment_was_overwritten(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    container = bench.container("one")
+    container.set_rate(0.3)
+    run_program(robust.overwrites_its_environment_before_the_grant_changes, container)
+    with Page(container.page) as page:
+        assert page.read().rate == pytest.approx(0.6)
+
+
 def test_a_vanished_grant_keeps_the_last_good_rate(hook: Path, bench: Bench, gpu: GroundTruth) -> None:
     container = bench.container("one")
     container.set_rate(0.4)

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 from tests.cuda_hook.cuda import SUCCESS, Cuda, Handle, expect, in_fork
 
@@ -73,6 +75,23 @@ def starts_another_program_that_launches() -> None:
     cuda.launch(cuda.function("spin_us_100"))
     code = "from tests.cuda_hook.programs.robust import many_threads_launch_on_streams_of_their_own as run; run()"
     expect(subprocess.run([sys.executable, "-c", code], check=False, timeout=50).returncode, 0)
+    cuda.synchronize()
+
+
+def overwrites_its_environment_before_the_grant_changes() -> None:
+    """As programs do that set their title; then the grant becomes 0.6."""
+    cuda = Cuda()
+    kernel, grant = cuda.function("spin_us_10"), Path(os.environ["SAIR_GRANT_FILE"])
+    cuda.launch(kernel)
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype, libc.getenv.argtypes = Handle, [ctypes.c_char_p]
+    places = {name: libc.getenv(name.encode()) for name in ("SAIR_GRANT_FILE", "SAIR_STATS_PATH")}
+    for name, place in places.items():
+        ctypes.memset(place, ord("x"), len(os.environ[name]))
+    grant.with_name("fresh").write_text("0.6")
+    grant.with_name("fresh").rename(grant)
+    time.sleep(0.15)
+    cuda.launch(kernel)
     cuda.synchronize()
 
 
