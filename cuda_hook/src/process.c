@@ -130,7 +130,7 @@ void sair_process_tick(uint64_t now_ns) {
     pthread_mutex_unlock(&start_lock);
     if (now_ns - SAIR_LOAD(&last_reap_ns) > 1000 * SAIR_MS) {
         SAIR_STORE(&last_reap_ns, now_ns);
-        sair_page_reap(sair_process.page, SAIR_LOAD(&sair_process.rate_ppm), now_ns);
+        sair_memory_bring_up_to_date(NULL);
     }
 }
 

@@ -35,9 +35,12 @@ def test_accounting_is_exact(
     "program",
     [
         memory.no_path_exceeds_the_limit,
-        memory.graphs_that_allocate_stay_counted,
-        memory.a_captured_free_gives_nothing_back,
+        memory.graphs_count_what_they_allocate_until_they_are_destroyed,
+        memory.captures_the_same_again_and_again,
         memory.pools_belong_to_the_device,
+        memory.what_a_pool_keeps_counts,
+        memory.physical_memory_counts_while_anything_uses_it,
+        memory.counts_what_the_card_gives_out,
         memory.the_limit_is_what_the_device_reports,
         memory.nvml_reports_the_limit_as_well,
     ],
@@ -47,6 +50,23 @@ def test_the_limit_holds(
     hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram, program: Callable[[], None]
 ) -> None:
     run_program(program, bench.container("one"), extra=_LIMIT)
+
+
+def test_a_pool_that_grows_by_more_than_fits_is_refused(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    program, extra = memory.a_pool_that_grows_by_more_than_fits_is_refused, {"SAIR_SIMGPU_POOL_MIB": "64"}
+    run_program(program, bench.container("one"), extra=_LIMIT | extra)
+
+
+def _two_devices(bench: Bench) -> GroundTruth:
+    bench.directory.mkdir(parents=True)
+    return GroundTruth(bench.directory / "gpu", settings={"SAIR_SIMGPU_DEVICES": "2"})
+
+
+def test_every_device_counts_what_lies_on_it(hook: Path, bench: Bench, run_program: RunProgram) -> None:
+    _two_devices(bench)
+    run_program(memory.counts_where_it_lies, bench.container("one"), extra=_LIMIT)
 
 
 def test_memory_of_a_killed_process_is_free_again(
