@@ -43,6 +43,7 @@ def test_accounting_is_exact(
         memory.counts_what_the_card_gives_out,
         memory.the_limit_is_what_the_device_reports,
         memory.nvml_reports_the_limit_as_well,
+        memory.queries_leave_out_a_sibling_that_died,
     ],
     ids=lambda program: program.__name__,
 )
@@ -59,14 +60,25 @@ def test_a_pool_that_grows_by_more_than_fits_is_refused(
     run_program(program, bench.container("one"), extra=_LIMIT | extra)
 
 
-def _two_devices(bench: Bench) -> GroundTruth:
+@pytest.mark.parametrize(
+    "program",
+    [memory.counts_where_it_lies, memory.nvml_reports_the_device_that_is_asked_about],
+    ids=lambda program: program.__name__,
+)
+def test_of_two_devices_each_has_its_own_memory(
+    hook: Path, bench: Bench, run_program: RunProgram, program: Callable[[], None]
+) -> None:
     bench.directory.mkdir(parents=True)
-    return GroundTruth(bench.directory / "gpu", settings={"SAIR_SIMGPU_DEVICES": "2"})
+    GroundTruth(bench.directory / "gpu", settings={"SAIR_SIMGPU_DEVICES": "2"})
+    run_program(program, bench.container("one"), extra=_LIMIT)
 
 
-def test_every_device_counts_what_lies_on_it(hook: Path, bench: Bench, run_program: RunProgram) -> None:
-    _two_devices(bench)
-    run_program(memory.counts_where_it_lies, bench.container("one"), extra=_LIMIT)
+def test_a_sibling_that_died_is_left_out_without_a_grant_as_well(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    """With a memory limit alone no launch looks for dead siblings."""
+    container = bench.container("one")
+    run_program(memory.queries_leave_out_a_sibling_that_died, container, extra=_LIMIT | {"SAIR_GRANT_FILE": ""})
 
 
 def test_memory_of_a_killed_process_is_free_again(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 from tests.cuda_hook.cuda import OUT_OF_MEMORY, SUCCESS, Cuda, Handle, expect
@@ -483,28 +485,54 @@ def the_limit_is_what_the_device_reports() -> None:
     expect(_Paths(cuda).plain(int(0.9 * total.value)), SUCCESS)
 
 
-def nvml_reports_the_limit_as_well() -> None:
-    class Memory(ctypes.Structure):
-        _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
-    cuda = Cuda()
-    expect(_Paths(cuda).plain(56 * MIB), SUCCESS)
+
+class _NvmlMemoryV2(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        *((name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")),
+    )
+
+
+def _by_nvml(index: int = 0) -> tuple[int, int, int]:
+    """Total, free and used memory in MiB; both versions of the call say the same."""
     nvml = ctypes.CDLL("libnvidia-ml.so.1")
     expect(nvml.nvmlInit_v2(), 0)
-    device, memory = Handle(), Memory()
-    expect(nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)), 0)
+    device, memory, newer = Handle(), _NvmlMemory(), _NvmlMemoryV2(version=ctypes.sizeof(_NvmlMemoryV2) | 2 << 24)
+    expect(nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)), 0)
     expect(nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)), 0)
-    expect((memory.total, memory.free, memory.used), (256 * MIB, 200 * MIB, 56 * MIB))
-
-    class MemoryV2(ctypes.Structure):
-        _fields_ = (
-            ("version", ctypes.c_uint),
-            *((name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")),
-        )
-
-    newer = MemoryV2(version=ctypes.sizeof(MemoryV2) | 2 << 24)
     expect(nvml.nvmlDeviceGetMemoryInfo_v2(device, ctypes.byref(newer)), 0)
-    expect((newer.total, newer.free, newer.used), (256 * MIB, 200 * MIB, 56 * MIB))
+    expect((newer.total, newer.free, newer.used), (memory.total, memory.free, memory.used))
+    return memory.total // MIB, memory.free // MIB, memory.used // MIB
+
+
+def nvml_reports_the_limit_as_well() -> None:
+    cuda = Cuda()
+    expect(_Paths(cuda).plain(56 * MIB), SUCCESS)
+    expect(_by_nvml(), (256, 200, 56))
+
+
+def nvml_reports_the_device_that_is_asked_about() -> None:
+    """Of two; the second is not in use at first."""
+    cuda = Cuda()
+    expect(_Paths(cuda).plain(56 * MIB), SUCCESS)
+    expect((_by_nvml(0), _by_nvml(1)), ((256, 200, 56), (256, 256, 0)))
+    second = Handle()
+    cuda("cuDevicePrimaryCtxRetain", ctypes.byref(second), 1)
+    cuda("cuCtxSetCurrent", second)
+    expect(_Paths(cuda).plain(100 * MIB), SUCCESS)
+    expect((_by_nvml(0), _by_nvml(1)), ((256, 200, 56), (256, 156, 100)))
+
+
+def queries_leave_out_a_sibling_that_died() -> None:
+    cuda = Cuda()
+    expect(_Paths(cuda).plain(56 * MIB), SUCCESS)
+    for query, left in ((lambda: cuda.memory()[0] // MIB, 200), (lambda: _by_nvml()[1], 200)):
+        code = "from tests.cuda_hook.programs.memory import holds_memory_and_dies as program; program()"
+        expect(subprocess.run([sys.executable, "-c", code], check=False, timeout=50).returncode, -9)
+        expect(query(), left)
 
 
 def a_destroyed_context_gives_its_memory_back() -> None:
