@@ -4,12 +4,8 @@
 #include "pool.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct sair_memory_record {
     struct sair_memory_record *next;
@@ -36,23 +32,6 @@ static struct sair_memory_record **find(enum sair_memory_kind kind, uint64_t han
     struct sair_memory_record **at = bucket_of(kind, handle);
     while (*at != NULL && ((*at)->kind != kind || (*at)->handle != handle)) at = &(*at)->next;
     return at;
-}
-
-/* The short section in which the container's sum is compared with the limit. A holder that died is found by its pid. */
-static void page_lock(struct sair_page_gpu *gpu) {
-    uint64_t self = (uint64_t)getpid();
-    for (unsigned round = 0;; round++) {
-        uint64_t holder = 0;
-        if (SAIR_CAS(&gpu->memory_lock, &holder, self)) return;
-        if (round % 64 == 63 && kill((pid_t)holder, 0) != 0 && errno == ESRCH &&
-            SAIR_CAS(&gpu->memory_lock, &holder, self))
-            return;
-        sched_yield();
-    }
-}
-
-static void page_unlock(struct sair_page_gpu *gpu) {
-    SAIR_STORE_RELEASE(&gpu->memory_lock, UINT64_C(0));
 }
 
 static int is_slotted(const struct sair_device *device) {
@@ -112,19 +91,19 @@ static void give(struct sair_device *device, uint64_t bytes) {
 }
 
 static void refund(struct sair_device *device, uint64_t bytes) {
-    page_lock(device->gpu);
+    sair_page_memory_lock(device->gpu);
     give(device, bytes);
-    page_unlock(device->gpu);
+    sair_page_memory_unlock(device->gpu);
 }
 
 int sair_memory_try(struct sair_reservation *reservation, uint64_t bytes, struct sair_device *device) {
     uint64_t limit = sair_memory_limit();
     bytes = rounded(bytes);
     for (int attempt = 0; attempt < 2; attempt++) {
-        page_lock(device->gpu);
+        sair_page_memory_lock(device->gpu);
         int granted = limit == 0 || fits(device, footprint(device, bytes), limit);
         if (granted) take(device, bytes);
-        page_unlock(device->gpu);
+        sair_page_memory_unlock(device->gpu);
         if (granted) {
             *reservation = (struct sair_reservation){device, bytes};
             return 1;
@@ -161,22 +140,22 @@ int sair_memory_resize(struct sair_reservation *reservation, uint64_t bytes) {
     bytes = rounded(bytes);
     if (device == NULL || bytes == reservation->bytes) return 1;
     uint64_t limit = sair_memory_limit();
-    page_lock(device->gpu);
+    sair_page_memory_lock(device->gpu);
     give(device, reservation->bytes);
     int granted = bytes < reservation->bytes || limit == 0 || fits(device, footprint(device, bytes), limit);
     if (granted) reservation->bytes = bytes;
     take(device, reservation->bytes);
-    page_unlock(device->gpu);
+    sair_page_memory_unlock(device->gpu);
     return granted;
 }
 
 int sair_memory_exchange(struct sair_device *device, uint64_t before, uint64_t after) {
     uint64_t limit = sair_memory_limit();
-    page_lock(device->gpu);
+    sair_page_memory_lock(device->gpu);
     subtract(device, before);
     add(device, after);
     int is_within = after <= before || limit == 0 || sair_memory_used(device) <= limit;
-    page_unlock(device->gpu);
+    sair_page_memory_unlock(device->gpu);
     return is_within;
 }
 
