@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.cuda_hook.cuda import SUCCESS, Cuda, Handle, expect, in_fork
+from tests.cuda_hook.cuda import NOT_INITIALIZED, SUCCESS, Cuda, Handle, expect, in_fork
 
 
 def many_threads_launch_on_streams_of_their_own() -> None:
@@ -68,6 +68,19 @@ def forks_while_other_threads_launch() -> None:
         for thread in threads:
             thread.join()
     cuda("cuCtxSynchronize")
+
+
+def forks_while_another_thread_starts_the_hook() -> None:
+    """The test holds the page's lock, so that the start takes 50 ms. The child cannot use CUDA, but must not hang."""
+    cuda = Cuda()
+    sizes = ctypes.byref(ctypes.c_size_t()), ctypes.byref(ctypes.c_size_t())
+    thread = threading.Thread(target=cuda.try_, args=("cuMemGetInfo_v2", *sizes))
+    thread.start()
+    time.sleep(0.01)
+    try:
+        expect(in_fork(lambda: expect(cuda.try_("cuMemGetInfo_v2", *sizes), NOT_INITIALIZED)), 0)
+    finally:
+        thread.join()
 
 
 def starts_another_program_that_launches() -> None:
