@@ -38,9 +38,7 @@ def _shipped(release: Path, architecture: str) -> dict[str, Path]:
     """What the Dockerfile copies for an architecture when nothing else is named: by the ARG's name."""
     text = (ROOT / "deploy" / "images" / "Dockerfile.hook").read_text()
     defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
-    return {
-        name: release / defaults[name].replace("${TARGETARCH}", architecture) for name in ("LIBRARY", "INSTALLER")
-    }
+    return {name: release / defaults[name].replace("${TARGETARCH}", architecture) for name in ("LIBRARY", "INSTALLER")}
 
 
 @pytest.mark.parametrize("architecture", _MACHINES)
@@ -63,7 +61,9 @@ def test_the_library_needs_no_newer_glibc_than_2_17(release: Path, architecture:
 def test_the_library_exports_what_it_replaces_and_nothing_else(release: Path, architecture: str) -> None:
     table = _readelf("--dyn-syms", _shipped(release, architecture)["LIBRARY"])
     rows = [line.split() for line in table.splitlines() if re.match(r"\s*\d+:", line)]
-    exported = {row[7].split("@")[0] for row in rows if len(row) > 7 and row[6] != "UND" and row[4] in ("GLOBAL", "WEAK")}
+    exported = {
+        row[7].split("@")[0] for row in rows if len(row) > 7 and row[6] != "UND" and row[4] in ("GLOBAL", "WEAK")
+    }
     assert {"dlsym", "dlvsym", "cuLaunchKernel", "nvmlDeviceGetMemoryInfo"} <= exported
     assert {name for name in exported if not re.match(r"cu[A-Z]|nvml[A-Z]|dlv?sym$", name)} == set()
 
