@@ -50,7 +50,7 @@ static void add_to(CUgraph graph, struct sair_pool *pool, uint64_t bytes) {
 void sair_graph_claimed(struct sair_graph_claim *claim, int was_made, CUgraph graph) {
     if (claim->pool == NULL) return;
     if (!was_made) {
-        sair_memory_cancel(&claim->reservation);
+        sair_pool_cancel(claim->pool, &claim->reservation);
         return;
     }
     sair_pool_need(claim->pool, (int64_t)claim->bytes);

@@ -105,7 +105,7 @@ int sair_memory_try(struct sair_reservation *reservation, uint64_t bytes, struct
         if (granted) take(device, bytes);
         sair_page_memory_unlock(device->gpu);
         if (granted) {
-            *reservation = (struct sair_reservation){device, bytes};
+            *reservation = (struct sair_reservation){.device = device, .bytes = bytes};
             return 1;
         }
         /* What dead siblings held may be what is lacking. */

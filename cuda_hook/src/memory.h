@@ -30,6 +30,7 @@ static inline uint64_t sair_memory_blocks(uint64_t bytes) {
 struct sair_reservation {
     struct sair_device *device; /* NULL: nothing is limited */
     uint64_t bytes;
+    uint64_t asked; /* of a pool, which may have room for some of it */
 };
 
 /* Nothing is limited and nothing counted. */

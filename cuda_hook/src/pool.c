@@ -22,6 +22,7 @@ struct sair_pool {
     CUmemoryPool handle;       /* NULL: the memory of graphs */
     struct sair_device *device;
     uint64_t charged, needed, allocations, version;
+    uint64_t asked, reserved; /* by allocations under way: their sizes, and the growth reserved for them */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* never held in the driver */
@@ -47,7 +48,7 @@ static struct sair_pool *find_or_add(CUmemoryPool handle, struct sair_device *de
         if (pool != NULL) {
             pool->handle = handle;
             SAIR_STORE(&pool->device, device);
-            pool->allocations = 0;
+            pool->allocations = pool->asked = pool->reserved = 0;
             SAIR_STORE(&pool->charged, UINT64_C(0));
             SAIR_STORE(&pool->needed, UINT64_C(0));
             SAIR_STORE(&pool->version, pool->version + 1);
@@ -162,6 +163,12 @@ static int ask(const struct sair_pool *pool, cuuint64_t *reserved, cuuint64_t *u
     return is_known;
 }
 
+/* Caller holds the lock. */
+static void end_request(struct sair_pool *pool, const struct sair_reservation *reservation) {
+    pool->asked -= reservation->asked;
+    pool->reserved -= reservation->bytes;
+}
+
 /* Replace what is charged for the pool, and the reservation, by what the driver holds. The question and the answer's
  * use are one step, or an older answer would overwrite a newer one: a version instead of a lock, which must not be held
  * in the driver. */
@@ -170,7 +177,7 @@ static int settle(struct sair_pool *pool, struct sair_reservation *reservation, 
     for (;;) {
         uint64_t version = SAIR_LOAD_ACQUIRE(&pool->version), reserved, used;
         if (!enter(pool)) {
-            if (reservation != NULL) sair_memory_cancel(reservation);
+            if (reservation != NULL) sair_pool_cancel(pool, reservation);
             return 1;
         }
         int is_known = ask(pool, &reserved, &used);
@@ -185,6 +192,7 @@ static int settle(struct sair_pool *pool, struct sair_reservation *reservation, 
         if (pool->needed > holds) holds = pool->needed;
         int fits = sair_memory_exchange(pool->device, before, holds);
         SAIR_STORE(&pool->charged, holds);
+        if (reservation != NULL) end_request(pool, reservation);
         SAIR_STORE_RELEASE(&pool->version, version + 1);
         pthread_mutex_unlock(&lock);
         if (reservation != NULL) reservation->device = NULL;
@@ -197,27 +205,60 @@ int sair_pool_settle(struct sair_pool *pool, struct sair_reservation *reservatio
     return settle(pool, reservation, NULL);
 }
 
-static uint64_t growth(struct sair_pool *pool, uint64_t bytes) {
+void sair_pool_cancel(struct sair_pool *pool, struct sair_reservation *reservation) {
+    pthread_mutex_lock(&lock);
+    end_request(pool, reservation);
+    pthread_mutex_unlock(&lock);
+    sair_memory_cancel(reservation);
+}
+
+/* By how much the pool has to grow for one more request. What it has free now, requests under way may take as well. */
+static uint64_t begin_request(struct sair_pool *pool, uint64_t bytes) {
     cuuint64_t reserved = 0, used = 0;
-    if (pool->handle == NULL) {
-        uint64_t charged = SAIR_LOAD(&pool->charged), needs = SAIR_LOAD(&pool->needed) + bytes;
-        return needs > charged ? needs - charged : 0;
-    }
-    int is_known = 0;
     if (enter(pool)) {
-        is_known = ask(pool, &reserved, &used);
+        if (!ask(pool, &reserved, &used)) reserved = used = 0;
         leave(pool);
     }
-    uint64_t room = is_known && reserved > used ? reserved - used : 0;
-    return bytes > room ? bytes - room : 0;
+    pthread_mutex_lock(&lock);
+    uint64_t needs = pool->asked + bytes, has = pool->reserved;
+    if (pool->handle != NULL) {
+        has += reserved > used ? reserved - used : 0;
+    } else {
+        needs += pool->needed;
+        has += pool->charged;
+    }
+    uint64_t growth = needs > has ? sair_memory_blocks(needs - has) : 0;
+    pool->asked += bytes;
+    pool->reserved += growth;
+    pthread_mutex_unlock(&lock);
+    return growth;
+}
+
+/* Requests of other threads are being settled, which may make room. */
+static int is_crowded(struct sair_pool *pool) {
+    pthread_mutex_lock(&lock);
+    int is = pool->asked > 0;
+    pthread_mutex_unlock(&lock);
+    return is;
 }
 
 int sair_pool_reserve(struct sair_pool *pool, uint64_t bytes, struct sair_reservation *reservation) {
     *reservation = (struct sair_reservation){0};
     if (pool->device == NULL) return 1;
-    do {
-        if (sair_memory_try(reservation, sair_memory_blocks(growth(pool, bytes)), pool->device)) return 1;
-    } while (sair_pools_make_room(pool->device));
+    for (int waited_ms = 0; waited_ms < ROOM_WAIT_MS; waited_ms++) {
+        uint64_t bytes_more = begin_request(pool, bytes);
+        struct sair_reservation attempt = {.bytes = bytes_more, .asked = bytes};
+        if (sair_memory_try(reservation, bytes_more, pool->device)) {
+            reservation->asked = bytes;
+            return 1;
+        }
+        pthread_mutex_lock(&lock);
+        end_request(pool, &attempt);
+        pthread_mutex_unlock(&lock);
+        if (sair_pools_make_room(pool->device)) continue;
+        if (!is_crowded(pool)) break;
+        usleep(1000);
+    }
     sair_memory_refused(pool->device);
     return 0;
 }

@@ -26,6 +26,8 @@ void sair_pool_retired(struct sair_pool *pool, int was_destroyed);
 
 /* Make room for `bytes` more in the pool; 0 where the limit forbids it. */
 int sair_pool_reserve(struct sair_pool *pool, uint64_t bytes, struct sair_reservation *reservation);
+/* The driver failed. */
+void sair_pool_cancel(struct sair_pool *pool, struct sair_reservation *reservation);
 /* The driver allocated: the pool's own size replaces the reservation. Returns 0 where it grew beyond the limit; the
  * allocation has to be undone. */
 int sair_pool_settle(struct sair_pool *pool, struct sair_reservation *reservation);

@@ -9,7 +9,7 @@ static CUresult settled(struct sair_pool *pool, struct sair_reservation *reserva
     struct sair_device *device = reservation->device;
     if (device == NULL) return result;
     if (result != CUDA_SUCCESS) {
-        sair_memory_cancel(reservation);
+        sair_pool_cancel(pool, reservation);
         return result;
     }
     if (sair_pool_settle(pool, reservation)) {

@@ -39,6 +39,7 @@ def test_accounting_is_exact(
         memory.captures_the_same_again_and_again,
         memory.pools_belong_to_the_device,
         memory.what_a_pool_keeps_counts,
+        memory.many_threads_use_pools,
         memory.physical_memory_counts_while_anything_uses_it,
         memory.counts_what_the_card_gives_out,
         memory.the_limit_is_what_the_device_reports,

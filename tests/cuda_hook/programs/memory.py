@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 from tests.cuda_hook.cuda import OUT_OF_MEMORY, SUCCESS, Cuda, Handle, expect
@@ -347,6 +348,55 @@ def a_pool_that_grows_by_more_than_fits_is_refused() -> None:
     expect((_held(cuda), record()), (200 * MIB, 200))
     expect(cuda.try_("cuMemAllocAsync", ctypes.byref(pointer), 10 * MIB, None), OUT_OF_MEMORY)
     expect((_held(cuda), record()), (200 * MIB, 200))
+
+
+def many_threads_use_pools() -> None:
+    """Under a limit of 256 MiB, of which eight threads with up to 48 MiB each could take more."""
+    cuda, record = Cuda(), _Record()
+    context, standard = Handle(), cuda.make("cuDeviceGetDefaultMemPool", 0)
+    cuda("cuCtxGetCurrent", ctypes.byref(context))
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        cuda("cuCtxSetCurrent", context)
+        stream, own = cuda.stream(), Handle()
+        for turn in range(60):
+            if turn % 10 == 0:
+                cuda("cuMemPoolCreate", ctypes.byref(own), ctypes.byref(_PoolProps(1, 0, _Location(1, 0))))
+            pointers = [ctypes.c_uint64() for _ in range(3)]
+            size = (1 + (turn * 7 + number * 5) % 16) * MIB
+            made = [
+                cuda.try_("cuMemAllocAsync", ctypes.byref(pointers[0]), size, stream),
+                cuda.try_("cuMemAllocFromPoolAsync", ctypes.byref(pointers[1]), size, own, stream),
+                cuda.try_("cuMemAllocFromPoolAsync", ctypes.byref(pointers[2]), size, standard, stream),
+            ]
+            if not set(made) <= {SUCCESS, OUT_OF_MEMORY}:
+                raise AssertionError(made)
+            if turn % 10 == 9:
+                cuda("cuMemPoolDestroy", own)
+            for code, pointer in zip(made, pointers, strict=True):
+                if code == SUCCESS:
+                    cuda("cuMemFreeAsync", pointer, stream)
+            if turn % 4 == 0:
+                cuda.synchronize(stream)
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    highest = 0.0
+    while any(thread.is_alive() for thread in threads):
+        highest = max(highest, record())
+    expect(failures, [])
+    if not 0 < highest <= 256:
+        raise AssertionError(f"{highest} MiB at most")
+    cuda("cuCtxSynchronize")
+    expect((_held(cuda), record()), (0, 0))
 
 
 def counts_where_it_lies() -> None:
