@@ -100,7 +100,16 @@ static void rename_in(enum name which, const void *from, const void *to) {
 
 /* In two steps around the driver's call: afterwards the handle may already belong to another thread's graph. In between
  * a name that no handle has stands for it. */
-#define DESTROY(which, handle, call)                                                                                       do {                                                                                                                       if (SAIR_LOAD(&owner_count) == 0) return call;                                                                         char dying_;                                                                                                           rename_in(which, handle, &dying_);                                                                                     CUresult result_ = call;                                                                                               rename_in(which, &dying_, result_ == CUDA_SUCCESS ? NULL : (handle));                                                  if (result_ == CUDA_SUCCESS) release_unneeded();                                                                       return result_;                                                                                                    } while (0)
+#define DESTROY(which, handle, call)                                                                                   \
+    do {                                                                                                               \
+        if (SAIR_LOAD(&owner_count) == 0) return call;                                                                 \
+        char dying_;                                                                                                   \
+        rename_in(which, handle, &dying_);                                                                             \
+        CUresult result_ = call;                                                                                       \
+        rename_in(which, &dying_, result_ == CUDA_SUCCESS ? NULL : (handle));                                          \
+        if (result_ == CUDA_SUCCESS) release_unneeded();                                                               \
+        return result_;                                                                                                \
+    } while (0)
 
 CUresult cuGraphDestroy(CUgraph graph) {
     CUresult (*real)(CUgraph) = SAIR_REAL(cuGraphDestroy);

@@ -22,8 +22,8 @@ struct sair_memory_record;
 #define SAIR_MEMORY_BLOCK (UINT64_C(2) << 20)
 
 static inline uint64_t sair_memory_blocks(uint64_t bytes) {
-    return bytes > UINT64_MAX - SAIR_MEMORY_BLOCK ? UINT64_MAX
-                                                  : (bytes + SAIR_MEMORY_BLOCK - 1) / SAIR_MEMORY_BLOCK * SAIR_MEMORY_BLOCK;
+    const uint64_t block = SAIR_MEMORY_BLOCK;
+    return bytes > UINT64_MAX - block ? UINT64_MAX : (bytes + block - 1) / block * block;
 }
 
 /* An allocation being made. */

@@ -8,7 +8,7 @@
 /* The body of every allocating hook. `handle` is read after a successful call. */
 #define ALLOCATE(size, ordinal, call, kind, handle)                                                                    \
     do {                                                                                                               \
-        if (sair_memory_is_off()) return call;                                                                                     \
+        if (sair_memory_is_off()) return call;                                                                         \
         struct sair_reservation reservation;                                                                           \
         if (!sair_memory_reserve(&reservation, size, ordinal)) return CUDA_ERROR_OUT_OF_MEMORY;                        \
         CUresult result = call;                                                                                        \
@@ -21,7 +21,7 @@
 
 #define FREE(kind, handle, call)                                                                                       \
     do {                                                                                                               \
-        if (sair_memory_is_off()) return call;                                                                                     \
+        if (sair_memory_is_off()) return call;                                                                         \
         struct sair_memory_record *record = sair_memory_detach(kind, handle);                                          \
         CUresult result = call;                                                                                        \
         sair_memory_settle(record, result == CUDA_SUCCESS);                                                            \

@@ -93,8 +93,8 @@ struct sair_page_gpu {
 
 /* One process on one GPU. Counters only grow while the slot is owned. */
 struct sair_page_slot {
-    uint64_t owner;          /* hook; (gpu_index + 1) << 32 | pid (as the container sees it); 0 = free; bit 63: being cleared
-                              * by that pid after its owner's death */
+    uint64_t owner;          /* hook; (gpu_index + 1) << 32 | pid (as the container sees it); 0 = free; bit 63: that
+                              * process clears up after the owner's death */
     uint64_t start_ticks;    /* hook; the process's start time from /proc/<pid>/stat, guards against pid reuse */
     int64_t lease_ns;        /* hook; gpu_ns taken from the bucket and not yet spent */
     int64_t outstanding_ns;  /* hook; gpu_ns charged for work that has not completed */
