@@ -12,7 +12,7 @@ from cuda_hook.agent.activity import FOREIGN, BusyAccount, CardActivity, Seen, b
 from cuda_hook.agent.containers import Containers, Tenant
 from cuda_hook.agent.nvml import Gpu, GpuMemory, Nvml, UtilizationSample
 from cuda_hook.agent.page import AgentBlock, GpuSection
-from cuda_hook.agent.processes import Identity, identify
+from cuda_hook.agent.processes import Identity, Name, identify, owner_of
 from sair.errors import MetricsUnavailable, WireError
 
 __all__ = ["Clocks", "Observer", "Snapshot"]
@@ -154,19 +154,18 @@ class Observer:
         gpu = next((gpu for gpu in self._gpus if gpu.uuid == uuid), None)
         if self._nvml is None or gpu is None:
             return
-        owners = {
-            (slot.pid, slot.start_ticks): tenant.uid
-            for tenant, section in on_card
-            for slot in tenant.view.slots
-            if slot.gpu == section.index
-        }
+        claims: dict[Name, set[str]] = {}
+        for tenant, section in on_card:
+            for slot in tenant.view.slots:
+                if slot.gpu == section.index:
+                    claims.setdefault((slot.pid, slot.start_ticks), set()).add(tenant.uid)
         offset_ns = self._clocks.wall_ns() - self._clocks.monotonic_ns()
         since = self._since_us.get(uuid, (now_ns + offset_ns) // 1000 - _FIRST_LOOK_US)
         samples = [s for s in self._nvml.process_utilization(gpu.index, since) if s.end_us > since]
         self._since_us[uuid] = max((s.end_us for s in samples), default=since)
         attributed: list[tuple[str, int, UtilizationSample]] = []
         for sample in samples:
-            owner = owners.get(self._identity(sample.pid) or (0, 0), FOREIGN)
+            owner = owner_of(self._identity(sample.pid), claims) or FOREIGN
             end_ns = sample.end_us * 1000 - offset_ns
             attributed.append((owner, end_ns, sample))
             if sample.busy > 0:

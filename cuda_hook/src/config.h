@@ -25,7 +25,7 @@ enum sair_grant {
     SAIR_GRANT_GARBAGE   /* anything else */
 };
 
-/* `lookup` is getenv or a test's stand-in. The strings it returns must outlive the configuration. */
+/* `lookup` is getenv or a test's stand-in. The paths point into what it returned. */
 struct sair_config sair_config_parse(const char *(*lookup)(const char *name));
 
 /* Whole decimal number with an optional fraction, in (0, 1]; white space around it; no sign, no exponent. Finer than

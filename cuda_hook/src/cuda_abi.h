@@ -284,6 +284,23 @@ typedef struct {
     unsigned int reserved[16];
 } CUDA_EXTERNAL_MEMORY_HANDLE_DESC;
 
+enum { CU_MEM_OPERATION_TYPE_MAP = 1, CU_MEM_OPERATION_TYPE_UNMAP = 2 };
+
+/* Of the unions only the members that fill them: the array or mipmapped array, the region, the handle. */
+typedef struct {
+    int resourceType;
+    uint64_t resource;
+    int subresourceType;
+    uint64_t subresource[4];
+    int memOperationType;
+    int memHandleType;
+    CUmemGenericAllocationHandle memHandle;
+    unsigned long long offset;
+    unsigned int deviceBitMask;
+    unsigned int flags;
+    unsigned int reserved[2];
+} CUarrayMapInfo;
+
 enum { CU_MEM_ATTACH_GLOBAL = 1, CU_MEM_ATTACH_HOST = 2 };
 
 static_assert(sizeof(CUlaunchAttribute) == 72, "launch attribute ABI");
@@ -296,6 +313,7 @@ static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v2) == 72, "kernel node ABI");
 static_assert(sizeof(CUDA_ARRAY_DESCRIPTOR) == 24, "array descriptor ABI");
 static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "array descriptor ABI");
 static_assert(sizeof(CUmemAllocationProp) == 32, "allocation prop ABI");
+static_assert(sizeof(CUarrayMapInfo) == 96, "array map ABI");
 static_assert(sizeof(CUmemPoolProps) == 88, "pool props ABI");
 static_assert(sizeof(CUDA_MEM_ALLOC_NODE_PARAMS) == 120, "alloc node ABI");
 static_assert(sizeof(CUgraphNodeParams) == 256, "node ABI");

@@ -1,4 +1,5 @@
 /* Everything that makes the GPU compute. */
+#include "graph_memory.h"
 #include "limiter.h"
 
 static inline int wants_limit(void) {
@@ -117,7 +118,7 @@ static CUresult forget(CUgraphExec exec, CUresult result) {
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
-    return forget(exec, SAIR_REAL(cuGraphExecDestroy)(exec));
+    return forget(exec, sair_graph_exec_destroy(exec, SAIR_REAL(cuGraphExecDestroy)));
 }
 
 CUresult cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode *node, int *result) {

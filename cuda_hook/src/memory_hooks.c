@@ -1,8 +1,8 @@
-/* Every way to device memory, and the queries that report it. */
-#include "memory.h"
-#include "stream.h"
+/* Linear and physical memory, arrays, external memory, and the queries that report them. Pools and graphs are apart:
+ * pool_hooks.c, graph_memory.c. */
+#include "memory_body.h"
+#include "pool.h"
 
-#define ALIGNMENT UINT64_C(512)
 #define PITCH_ALIGNMENT UINT64_C(512)
 
 static uint64_t round_up(uint64_t bytes, uint64_t to) {
@@ -14,69 +14,50 @@ static uint64_t times(uint64_t a, uint64_t b) {
     return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
 }
 
-static int is_off(void) {
-    return sair_mode() == SAIR_MODE_OFF && sair_process.config.memory_bytes == 0;
+CUresult cuMemAlloc(CUdeviceptr_v1 *ptr, unsigned bytes) {
+    CUresult (*real)(CUdeviceptr_v1 *, unsigned) = SAIR_REAL(cuMemAlloc);
+    ALLOCATE(bytes, -1, real(ptr, bytes), SAIR_MEMORY_POINTER, *ptr);
 }
 
-/* The body of every allocating hook. `handle` is read after a successful call. */
-#define ALLOCATE(size, ordinal, call, kind, handle)                                                                    \
+CUresult cuMemAlloc_v2(CUdeviceptr *ptr, size_t bytes) {
+    CUresult (*real)(CUdeviceptr *, size_t) = SAIR_REAL(cuMemAlloc_v2);
+    ALLOCATE(bytes, -1, real(ptr, bytes), SAIR_MEMORY_POINTER, *ptr);
+}
+
+/* How wide a row becomes is the driver's to say. */
+#define ALLOCATE_PITCH(ptr, pitch, width, height, call, release)                                                       \
     do {                                                                                                               \
-        if (is_off()) return call;                                                                                     \
+        if (sair_memory_is_off()) return call;                                                                         \
         struct sair_reservation reservation;                                                                           \
-        if (!sair_memory_reserve(&reservation, size, ordinal)) return CUDA_ERROR_OUT_OF_MEMORY;                        \
+        if (!sair_memory_reserve(&reservation, times(round_up(width, PITCH_ALIGNMENT), height), -1))                   \
+            return CUDA_ERROR_OUT_OF_MEMORY;                                                                           \
         CUresult result = call;                                                                                        \
+        if (result == CUDA_SUCCESS && !sair_memory_resize(&reservation, times(*(pitch), height))) {                    \
+            (void)release(*(ptr));                                                                                     \
+            result = CUDA_ERROR_OUT_OF_MEMORY;                                                                         \
+        }                                                                                                              \
         if (result == CUDA_SUCCESS)                                                                                    \
-            sair_memory_keep(&reservation, kind, handle);                                                              \
+            sair_memory_keep(&reservation, SAIR_MEMORY_POINTER, *(ptr));                                               \
         else                                                                                                           \
             sair_memory_cancel(&reservation);                                                                          \
         return result;                                                                                                 \
     } while (0)
 
-#define FREE(kind, handle, call)                                                                                       \
-    do {                                                                                                               \
-        if (is_off()) return call;                                                                                     \
-        struct sair_memory_record *record = sair_memory_detach(kind, handle);                                          \
-        CUresult result = call;                                                                                        \
-        sair_memory_settle(record, result == CUDA_SUCCESS);                                                            \
-        return result;                                                                                                 \
-    } while (0)
-
-/* A device address may be of either kind: cuMemFree takes stream-ordered allocations and cuMemFreeAsync the others. */
-#define FREE_ADDRESS(address, call)                                                                                    \
-    do {                                                                                                               \
-        if (is_off()) return call;                                                                                     \
-        struct sair_memory_record *record = sair_memory_detach(SAIR_MEMORY_POINTER, address);                          \
-        if (record == NULL) record = sair_memory_detach(SAIR_MEMORY_ASYNC, address);                                   \
-        CUresult result = call;                                                                                        \
-        sair_memory_settle(record, result == CUDA_SUCCESS);                                                            \
-        return result;                                                                                                 \
-    } while (0)
-
-CUresult cuMemAlloc(CUdeviceptr_v1 *ptr, unsigned bytes) {
-    CUresult (*real)(CUdeviceptr_v1 *, unsigned) = SAIR_REAL(cuMemAlloc);
-    ALLOCATE(round_up(bytes, ALIGNMENT), -1, real(ptr, bytes), SAIR_MEMORY_POINTER, *ptr);
-}
-
-CUresult cuMemAlloc_v2(CUdeviceptr *ptr, size_t bytes) {
-    CUresult (*real)(CUdeviceptr *, size_t) = SAIR_REAL(cuMemAlloc_v2);
-    ALLOCATE(round_up(bytes, ALIGNMENT), -1, real(ptr, bytes), SAIR_MEMORY_POINTER, *ptr);
-}
-
 CUresult cuMemAllocPitch(CUdeviceptr_v1 *ptr, unsigned *pitch, unsigned width, unsigned height, unsigned element) {
     CUresult (*real)(CUdeviceptr_v1 *, unsigned *, unsigned, unsigned, unsigned) = SAIR_REAL(cuMemAllocPitch);
-    ALLOCATE(times(round_up(width, PITCH_ALIGNMENT), height), -1, real(ptr, pitch, width, height, element),
-             SAIR_MEMORY_POINTER, *ptr);
+    CUresult (*release)(CUdeviceptr_v1) = SAIR_REAL(cuMemFree);
+    ALLOCATE_PITCH(ptr, pitch, width, height, real(ptr, pitch, width, height, element), release);
 }
 
 CUresult cuMemAllocPitch_v2(CUdeviceptr *ptr, size_t *pitch, size_t width, size_t height, unsigned element) {
     CUresult (*real)(CUdeviceptr *, size_t *, size_t, size_t, unsigned) = SAIR_REAL(cuMemAllocPitch_v2);
-    ALLOCATE(times(round_up(width, PITCH_ALIGNMENT), height), -1, real(ptr, pitch, width, height, element),
-             SAIR_MEMORY_POINTER, *ptr);
+    CUresult (*release)(CUdeviceptr) = SAIR_REAL(cuMemFree_v2);
+    ALLOCATE_PITCH(ptr, pitch, width, height, real(ptr, pitch, width, height, element), release);
 }
 
 CUresult cuMemAllocManaged(CUdeviceptr *ptr, size_t bytes, unsigned flags) {
     CUresult (*real)(CUdeviceptr *, size_t, unsigned) = SAIR_REAL(cuMemAllocManaged);
-    ALLOCATE(round_up(bytes, ALIGNMENT), -1, real(ptr, bytes, flags), SAIR_MEMORY_POINTER, *ptr);
+    ALLOCATE(bytes, -1, real(ptr, bytes, flags), SAIR_MEMORY_POINTER, *ptr);
 }
 
 CUresult cuMemFree(CUdeviceptr_v1 ptr) {
@@ -89,31 +70,6 @@ CUresult cuMemFree_v2(CUdeviceptr ptr) {
     CUresult (*real)(CUdeviceptr) = SAIR_REAL(cuMemFree_v2);
     sair_streams_close_batches(); /* a free waits for the device */
     FREE_ADDRESS(ptr, real(ptr));
-}
-
-/* What is freed while its stream is being captured becomes a node that frees whenever the graph runs: its allocation
- * stays counted, as that of an allocating node does. */
-#define ASYNC_HOOKS(twin, per_thread)                                                                                  \
-    CUresult cuMemAllocAsync##twin(CUdeviceptr *ptr, size_t bytes, CUstream stream) {                                  \
-        CUresult (*real)(CUdeviceptr *, size_t, CUstream) = SAIR_REAL(cuMemAllocAsync##twin);                          \
-        ALLOCATE(round_up(bytes, ALIGNMENT), -1, real(ptr, bytes, stream), SAIR_MEMORY_ASYNC, *ptr);                   \
-    }                                                                                                                  \
-    CUresult cuMemAllocFromPoolAsync##twin(CUdeviceptr *ptr, size_t bytes, CUmemoryPool pool, CUstream stream) {       \
-        CUresult (*real)(CUdeviceptr *, size_t, CUmemoryPool, CUstream) = SAIR_REAL(cuMemAllocFromPoolAsync##twin);    \
-        ALLOCATE(round_up(bytes, ALIGNMENT), -1, real(ptr, bytes, pool, stream), SAIR_MEMORY_ASYNC, *ptr);             \
-    }                                                                                                                  \
-    CUresult cuMemFreeAsync##twin(CUdeviceptr ptr, CUstream stream) {                                                  \
-        CUresult (*real)(CUdeviceptr, CUstream) = SAIR_REAL(cuMemFreeAsync##twin);                                     \
-        if (sair_stream_is_capturing(stream, per_thread)) return real(ptr, stream);                                    \
-        FREE_ADDRESS(ptr, real(ptr, stream));                                                                          \
-    }
-
-ASYNC_HOOKS(, 0)
-ASYNC_HOOKS(_ptsz, 1)
-
-/* A destroyed pool keeps its allocations until they are freed. */
-CUresult cuMemPoolDestroy(CUmemoryPool pool) {
-    return SAIR_REAL(cuMemPoolDestroy)(pool);
 }
 
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *prop,
@@ -131,21 +87,73 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
 
 CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address) {
     CUresult result = SAIR_REAL(cuMemRetainAllocationHandle)(handle, address);
-    if (result == CUDA_SUCCESS && !is_off()) sair_memory_retain(SAIR_MEMORY_HANDLE, *handle);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off()) sair_memory_retain(SAIR_MEMORY_HANDLE, *handle);
     return result;
 }
 
 CUresult cuMemMap(CUdeviceptr ptr, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
                   unsigned long long flags) {
     CUresult result = SAIR_REAL(cuMemMap)(ptr, bytes, offset, handle, flags);
-    if (result == CUDA_SUCCESS && !is_off()) sair_memory_map(ptr, bytes, handle);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off()) sair_memory_map(SAIR_MEMORY_MAPPING, ptr, bytes, handle);
     return result;
 }
 
 CUresult cuMemUnmap(CUdeviceptr ptr, size_t bytes) {
     CUresult result = SAIR_REAL(cuMemUnmap)(ptr, bytes);
-    if (result == CUDA_SUCCESS && !is_off()) sair_memory_unmap(ptr, bytes);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off()) sair_memory_unmap(ptr, bytes);
     return result;
+}
+
+/* An import elsewhere keeps the memory, for how long cannot be told from here. */
+CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle, int type,
+                                      unsigned long long flags) {
+    CUresult result = SAIR_REAL(cuMemExportToShareableHandle)(shareable, handle, type, flags);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off()) sair_memory_retain(SAIR_MEMORY_HANDLE, handle);
+    return result;
+}
+
+static uint64_t binding(CUmemGenericAllocationHandle multicast, size_t offset) {
+    return multicast * UINT64_C(0x9e3779b97f4a7c15) + offset;
+}
+
+CUresult cuMulticastBindMem(CUmemGenericAllocationHandle multicast, size_t offset, CUmemGenericAllocationHandle handle,
+                            size_t handle_offset, size_t bytes, unsigned long long flags) {
+    CUresult result = SAIR_REAL(cuMulticastBindMem)(multicast, offset, handle, handle_offset, bytes, flags);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off())
+        sair_memory_map(SAIR_MEMORY_MULTICAST, binding(multicast, offset), bytes, handle);
+    return result;
+}
+
+CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle multicast, size_t offset, CUdeviceptr ptr, size_t bytes,
+                             unsigned long long flags) {
+    CUresult result = SAIR_REAL(cuMulticastBindAddr)(multicast, offset, ptr, bytes, flags);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off())
+        sair_memory_map(SAIR_MEMORY_MULTICAST, binding(multicast, offset), bytes, sair_memory_mapped_at(ptr));
+    return result;
+}
+
+CUresult cuMulticastUnbind(CUmemGenericAllocationHandle multicast, CUdevice device, size_t offset, size_t bytes) {
+    CUresult result = SAIR_REAL(cuMulticastUnbind)(multicast, device, offset, bytes);
+    if (result == CUDA_SUCCESS && !sair_memory_is_off())
+        sair_memory_unuse(SAIR_MEMORY_MULTICAST, binding(multicast, offset));
+    return result;
+}
+
+/* What is mapped into a sparse array stays counted until the array is destroyed: unmapping names a region, not memory.
+ */
+static CUresult mapped_into(CUresult result, const CUarrayMapInfo *list, unsigned count) {
+    for (unsigned i = 0; result == CUDA_SUCCESS && i < count && !sair_memory_is_off(); i++)
+        if (list[i].memOperationType == CU_MEM_OPERATION_TYPE_MAP)
+            sair_memory_map(SAIR_MEMORY_ARRAY_MAP, list[i].resource, 0, list[i].memHandle);
+    return result;
+}
+
+CUresult cuMemMapArrayAsync(CUarrayMapInfo *list, unsigned count, CUstream stream) {
+    return mapped_into(SAIR_REAL(cuMemMapArrayAsync)(list, count, stream), list, count);
+}
+
+CUresult cuMemMapArrayAsync_ptsz(CUarrayMapInfo *list, unsigned count, CUstream stream) {
+    return mapped_into(SAIR_REAL(cuMemMapArrayAsync_ptsz)(list, count, stream), list, count);
 }
 
 static uint64_t format_bytes(CUarray_format format) {
@@ -204,9 +212,20 @@ CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *d) {
              SAIR_MEMORY_ARRAY, (uint64_t)(uintptr_t)*array);
 }
 
+/* What was mapped into it is let go as well. */
+#define FREE_ARRAY(kind, handle, call)                                                                                 \
+    do {                                                                                                               \
+        if (sair_memory_is_off()) return call;                                                                         \
+        struct sair_memory_record *record = sair_memory_detach(kind, handle);                                          \
+        CUresult result = call;                                                                                        \
+        sair_memory_settle(record, result == CUDA_SUCCESS);                                                            \
+        if (result == CUDA_SUCCESS) sair_memory_unuse(SAIR_MEMORY_ARRAY_MAP, handle);                                  \
+        return result;                                                                                                 \
+    } while (0)
+
 CUresult cuArrayDestroy(CUarray array) {
     CUresult (*real)(CUarray) = SAIR_REAL(cuArrayDestroy);
-    FREE(SAIR_MEMORY_ARRAY, (uint64_t)(uintptr_t)array, real(array));
+    FREE_ARRAY(SAIR_MEMORY_ARRAY, (uint64_t)(uintptr_t)array, real(array));
 }
 
 static uint64_t mipmap_bytes(const CUDA_ARRAY3D_DESCRIPTOR *d, unsigned levels) {
@@ -232,7 +251,7 @@ CUresult cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA_ARRAY3D_DESC
 
 CUresult cuMipmappedArrayDestroy(CUmipmappedArray array) {
     CUresult (*real)(CUmipmappedArray) = SAIR_REAL(cuMipmappedArrayDestroy);
-    FREE(SAIR_MEMORY_MIPMAP, (uint64_t)(uintptr_t)array, real(array));
+    FREE_ARRAY(SAIR_MEMORY_MIPMAP, (uint64_t)(uintptr_t)array, real(array));
 }
 
 CUresult cuImportExternalMemory(CUexternalMemory *memory, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *d) {
@@ -244,39 +263,6 @@ CUresult cuImportExternalMemory(CUexternalMemory *memory, const CUDA_EXTERNAL_ME
 CUresult cuDestroyExternalMemory(CUexternalMemory memory) {
     CUresult (*real)(CUexternalMemory) = SAIR_REAL(cuDestroyExternalMemory);
     FREE(SAIR_MEMORY_EXTERNAL, (uint64_t)(uintptr_t)memory, real(memory));
-}
-
-/* The node allocates when its graph runs. It is charged from its creation on, to the process: the graphs it may be
- * cloned into share one address, and none of them can be told from here to be the last. */
-CUresult cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
-                                CUDA_MEM_ALLOC_NODE_PARAMS *params) {
-    CUresult (*real)(CUgraphNode *, CUgraph, const CUgraphNode *, size_t, CUDA_MEM_ALLOC_NODE_PARAMS *) =
-        SAIR_REAL(cuGraphAddMemAllocNode);
-    if (params == NULL) return real(node, graph, dependencies, count, params);
-    ALLOCATE(round_up(params->bytesize, ALIGNMENT), -1, real(node, graph, dependencies, count, params),
-             SAIR_MEMORY_ASYNC, params->dptr);
-}
-
-static int allocates(const CUgraphNodeParams *params) {
-    return params != NULL && params->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC;
-}
-
-CUresult cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
-                        CUgraphNodeParams *params) {
-    CUresult (*real)(CUgraphNode *, CUgraph, const CUgraphNode *, size_t, CUgraphNodeParams *) =
-        SAIR_REAL(cuGraphAddNode);
-    if (!allocates(params)) return real(node, graph, dependencies, count, params);
-    ALLOCATE(round_up(params->of.alloc.bytesize, ALIGNMENT), -1, real(node, graph, dependencies, count, params),
-             SAIR_MEMORY_ASYNC, params->of.alloc.dptr);
-}
-
-CUresult cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, const void *edges,
-                           size_t count, CUgraphNodeParams *params) {
-    CUresult (*real)(CUgraphNode *, CUgraph, const CUgraphNode *, const void *, size_t, CUgraphNodeParams *) =
-        SAIR_REAL(cuGraphAddNode_v2);
-    if (!allocates(params)) return real(node, graph, dependencies, edges, count, params);
-    ALLOCATE(round_up(params->of.alloc.bytesize, ALIGNMENT), -1, real(node, graph, dependencies, edges, count, params),
-             SAIR_MEMORY_ASYNC, params->of.alloc.dptr);
 }
 
 /* What the card has beside the grant does not concern the program: it sees a card of the granted size. */
@@ -293,6 +279,7 @@ static void confine(uint64_t limit, const struct sair_device *device, uint64_t *
         if (result != CUDA_SUCCESS || limit == 0) return result;                                                       \
         struct sair_device *device = sair_device_current();                                                            \
         if (device == NULL) return result;                                                                             \
+        sair_memory_bring_up_to_date(device);                                                                          \
         uint64_t a = *available, t = *total;                                                                           \
         confine(limit, device, &a, &t);                                                                                \
         *available = (type)a;                                                                                          \

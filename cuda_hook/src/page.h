@@ -24,7 +24,9 @@ void sair_page_slot_release(struct sair_page *page, struct sair_page_slot *slot,
 /* Device memory held by every process on that GPU. */
 uint64_t sair_page_memory_used(struct sair_page *page, unsigned gpu);
 
-/* Start time of a process in ticks since boot; 0 if there is none such. */
-uint64_t sair_process_start_ticks(int pid);
+/* The short section in which the container's sum of memory is compared with the limit. A holder that died is found by
+ * its pid and start time. */
+void sair_page_memory_lock(struct sair_page_gpu *gpu);
+void sair_page_memory_unlock(struct sair_page_gpu *gpu);
 
 #endif

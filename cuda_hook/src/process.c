@@ -7,6 +7,7 @@
 #include "page_guard.h"
 #include "stream.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,17 +18,39 @@
 struct sair_process sair_process;
 
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
-static int fork_handler_installed;
+static int is_configured;
 static uint64_t last_reap_ns;
 
 static const char *environment(const char *name) {
     return getenv(name);
 }
 
+/* Longer by one than any path, so that one cut short is too long for the kernel as well. */
+typedef char path_copy[PATH_MAX + 1];
+
+static const char *kept(path_copy copy, const char *path) {
+    return path != NULL ? strncpy(copy, path, sizeof(path_copy) - 1) : NULL;
+}
+
+/* Once: programs that set their title overwrite the memory of the environment, and a forked child has its parent's
+ * limits whatever either did to its variables. */
+static void configure(void) {
+    static path_copy grant_path, stats_path;
+    if (is_configured) return;
+    sair_process.config = sair_config_parse(environment);
+    sair_process.config.grant_path = kept(grant_path, sair_process.config.grant_path);
+    sair_process.config.stats_path = kept(stats_path, sair_process.config.stats_path);
+    sair_log_set(sair_process.config.log);
+    if (sair_process.config.errors > 0)
+        sair_log(SAIR_LOG_ERROR, "%u malformed settings took their defaults", sair_process.config.errors);
+    is_configured = 1;
+}
+
 /* The child shares the page and its bucket but owns no slot, no context and no event of its parent's. */
 static void after_fork_in_child(void) {
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     start_lock = fresh;
+    if (!is_configured) return; /* nothing else was touched */
     memset(sair_process.devices, 0, sizeof sair_process.devices);
     sair_process.device_count = 0;
     sair_process.contexts = 0;
@@ -35,6 +58,11 @@ static void after_fork_in_child(void) {
     sair_memory_forget();
     sair_cost_reset_pending();
     SAIR_STORE_RELEASE(&sair_process.mode, SAIR_MODE_UNKNOWN);
+}
+
+/* From the beginning: a thread may fork while another holds the lock for the first time. */
+__attribute__((constructor)) static void watch_forks(void) {
+    (void)pthread_atfork(NULL, NULL, after_fork_in_child);
 }
 
 static void apply_rate(uint32_t rate_ppm, enum sair_grant_state state, uint64_t now_ns) {
@@ -51,11 +79,21 @@ static void apply_rate(uint32_t rate_ppm, enum sair_grant_state state, uint64_t 
     SAIR_STORE_RELEASE(&sair_process.mode, rate_ppm >= SAIR_RATE_ONE_PPM ? SAIR_MODE_WHOLE : SAIR_MODE_LIMIT);
 }
 
+/* What siblings hold to, or the container's processes before this one: a process that starts while the grant is
+ * unreadable goes on with it. 0: nothing was ever granted. */
+static uint32_t last_good_rate(void) {
+    const struct sair_page_header *header = &sair_process.page->header;
+    uint32_t state = SAIR_LOAD(&header->grant_state), rate_ppm = SAIR_LOAD(&header->rate_ppm);
+    int is_granted = state == SAIR_GRANT_VALID || state == SAIR_GRANT_MALFORMED;
+    return is_granted && rate_ppm <= SAIR_RATE_ONE_PPM ? rate_ppm : 0;
+}
+
 static void look_at_grant(uint64_t now_ns) {
     static uint32_t in_force;
     static int told_absent;
     enum sair_grant_state state;
     int is_error;
+    if (in_force == 0) in_force = last_good_rate();
     in_force = sair_grant_look(sair_process.config.grant_path, in_force, &state, &is_error);
     if (is_error) SAIR_ADD(&sair_process.page->header.grant_errors, UINT64_C(1));
     if (is_error) sair_log(SAIR_LOG_ERROR, "grant file unreadable or malformed; rate %u ppm stays", in_force);
@@ -70,10 +108,7 @@ int sair_process_start(void) {
     pthread_mutex_lock(&start_lock);
     int mode = SAIR_LOAD(&sair_process.mode);
     if (mode != SAIR_MODE_UNKNOWN) goto out;
-    sair_process.config = sair_config_parse(environment);
-    sair_log_set(sair_process.config.log);
-    if (sair_process.config.errors > 0)
-        sair_log(SAIR_LOG_ERROR, "%u malformed settings took their defaults", sair_process.config.errors);
+    configure();
     if (sair_process.config.grant_path == NULL && sair_process.config.memory_bytes == 0) {
         SAIR_STORE_RELEASE(&sair_process.mode, SAIR_MODE_OFF);
         goto out;
@@ -84,7 +119,6 @@ int sair_process_start(void) {
         goto out;
     }
     if (sair_process.page_shared) sair_page_guard(sair_process.page, sizeof *sair_process.page);
-    if (!fork_handler_installed && pthread_atfork(NULL, NULL, after_fork_in_child) == 0) fork_handler_installed = 1;
     uint64_t now = sair_now_ns();
     SAIR_STORE(&sair_process.page->header.memory_granted_bytes, sair_process.config.memory_bytes);
     SAIR_STORE(&sair_process.page->header.window_ns, sair_process.config.window_ns);
@@ -111,10 +145,11 @@ void sair_process_tick(uint64_t now_ns) {
     pthread_mutex_unlock(&start_lock);
     if (now_ns - SAIR_LOAD(&last_reap_ns) > 1000 * SAIR_MS) {
         SAIR_STORE(&last_reap_ns, now_ns);
-        sair_page_reap(sair_process.page, SAIR_LOAD(&sair_process.rate_ppm), now_ns);
+        sair_memory_bring_up_to_date(NULL);
     }
 }
 
+/* By the one thread that found the device unused; without a lock, since it asks the driver and may wait for others. */
 static void set_up(struct sair_device *device, int ordinal) {
     const struct sair_driver *driver = sair_driver();
     CUuuid uuid = {{0}};
@@ -140,11 +175,8 @@ struct sair_device *sair_device_at(int ordinal) {
     struct sair_device *device = &sair_process.devices[ordinal];
     int state = SAIR_LOAD_ACQUIRE(&device->state);
     if (__builtin_expect(state == 2, 1)) return device;
-    if (state == 3) return NULL;
-    pthread_mutex_lock(&start_lock);
-    if (SAIR_LOAD(&device->state) == 0) set_up(device, ordinal);
-    state = SAIR_LOAD(&device->state);
-    pthread_mutex_unlock(&start_lock);
+    if (state == 0 && SAIR_CAS(&device->state, &state, 1)) set_up(device, ordinal);
+    while ((state = SAIR_LOAD_ACQUIRE(&device->state)) == 1) usleep(100);
     return state == 2 ? device : NULL;
 }
 

@@ -24,6 +24,7 @@ struct sair_device {
     struct sair_page_gpu *gpu;
     struct sair_page_slot *slot;    /* in the page, or private_slot where the page is full */
     struct sair_page_slot private_slot;
+    uint64_t small_bytes;           /* of memory, in allocations that share blocks; under the page's memory lock */
     uint32_t in_flight;             /* batches open or unharvested */
     uint32_t trusted;               /* alone on the card: event spans are our own busy time */
     uint32_t contended;             /* the agent says that others are active: NVML's figure corrects, not spans */

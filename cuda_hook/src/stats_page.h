@@ -70,7 +70,7 @@ struct sair_page_agent {
 /* One GPU of the container. */
 struct sair_page_gpu {
     uint8_t uuid[16];             /* hook; all zero = section unused */
-    uint64_t claim;               /* hook; 0 free, 1 being claimed, 2 uuid valid */
+    uint64_t claim;               /* hook; 0 free, 2 uuid valid, else being claimed: 1 << 63 | the claimant's pid */
     uint64_t next_admissible_ns;  /* hook; the limiter's one word: wall time at which the budget is in balance */
     uint64_t queue_to_done_ns;    /* hook; submission to completion of the last batch */
     int64_t charged_ns;           /* hook; cumulative gpu_ns charged to the budget, corrections included */
@@ -78,7 +78,7 @@ struct sair_page_gpu {
     int64_t measured_ns;          /* hook; cumulative union of event spans of completed work */
     uint64_t scale_ppm;           /* hook; factor on the per-key cost under contention, 1000000 = 1 */
     uint64_t bias_ppm;            /* hook; NVML figure over own spans while alone, 1000000 = 1 */
-    uint64_t memory_lock;         /* hook; pid holding the short memory critical section, 0 = free */
+    uint64_t memory_lock;         /* hook; holder of the short memory section: start time << 32 | pid; 0 = free */
     uint64_t memory_unslotted;    /* hook; bytes held by processes without a slot */
     uint64_t retired_launches;    /* hook; counters of slots that were given back or reaped */
     uint64_t retired_busy_ns;     /* hook */
@@ -93,7 +93,8 @@ struct sair_page_gpu {
 
 /* One process on one GPU. Counters only grow while the slot is owned. */
 struct sair_page_slot {
-    uint64_t owner;          /* hook; (gpu_index + 1) << 32 | pid (as the container sees it); 0 = free */
+    uint64_t owner;          /* hook; (gpu_index + 1) << 32 | pid (as the container sees it); 0 = free; bit 63: that
+                              * process clears up after the owner's death */
     uint64_t start_ticks;    /* hook; the process's start time from /proc/<pid>/stat, guards against pid reuse */
     int64_t lease_ns;        /* hook; gpu_ns taken from the bucket and not yet spent */
     int64_t outstanding_ns;  /* hook; gpu_ns charged for work that has not completed */

@@ -152,10 +152,10 @@ static struct {
     uint32_t retains;
 } primaries[PRIMARY_DEVICES];
 
-int sair_context_is_primary(CUcontext context) {
+int sair_context_primary_device(CUcontext context) {
     for (int i = 0; i < PRIMARY_DEVICES; i++)
-        if (SAIR_LOAD(&primaries[i].context) == context) return 1;
-    return 0;
+        if (SAIR_LOAD(&primaries[i].context) == context) return i;
+    return -1;
 }
 
 static int is_tracked(CUdevice device) {

@@ -35,11 +35,16 @@ def test_accounting_is_exact(
     "program",
     [
         memory.no_path_exceeds_the_limit,
-        memory.graphs_that_allocate_stay_counted,
-        memory.a_captured_free_gives_nothing_back,
+        memory.graphs_count_what_they_allocate_until_they_are_destroyed,
+        memory.captures_the_same_again_and_again,
         memory.pools_belong_to_the_device,
+        memory.what_a_pool_keeps_counts,
+        memory.many_threads_use_pools,
+        memory.physical_memory_counts_while_anything_uses_it,
+        memory.counts_what_the_card_gives_out,
         memory.the_limit_is_what_the_device_reports,
         memory.nvml_reports_the_limit_as_well,
+        memory.queries_leave_out_a_sibling_that_died,
     ],
     ids=lambda program: program.__name__,
 )
@@ -47,6 +52,34 @@ def test_the_limit_holds(
     hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram, program: Callable[[], None]
 ) -> None:
     run_program(program, bench.container("one"), extra=_LIMIT)
+
+
+def test_a_pool_that_grows_by_more_than_fits_is_refused(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    program, extra = memory.a_pool_that_grows_by_more_than_fits_is_refused, {"SAIR_SIMGPU_POOL_MIB": "64"}
+    run_program(program, bench.container("one"), extra=_LIMIT | extra)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [memory.counts_where_it_lies, memory.nvml_reports_the_device_that_is_asked_about],
+    ids=lambda program: program.__name__,
+)
+def test_of_two_devices_each_has_its_own_memory(
+    hook: Path, bench: Bench, run_program: RunProgram, program: Callable[[], None]
+) -> None:
+    bench.directory.mkdir(parents=True)
+    GroundTruth(bench.directory / "gpu", settings={"SAIR_SIMGPU_DEVICES": "2"})
+    run_program(program, bench.container("one"), extra=_LIMIT)
+
+
+def test_a_sibling_that_died_is_left_out_without_a_grant_as_well(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    """With a memory limit alone no launch looks for dead siblings."""
+    container = bench.container("one")
+    run_program(memory.queries_leave_out_a_sibling_that_died, container, extra=_LIMIT | {"SAIR_GRANT_FILE": ""})
 
 
 def test_memory_of_a_killed_process_is_free_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -74,6 +75,26 @@ def test_no_launch_passes_by_the_hook(
     assert sum(s.retired_launches for s in view.gpus) + sum(s.launches for s in view.slots) == launched
 
 
+def test_a_fork_during_the_hooks_start_leaves_no_lock_behind(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    container = bench.container("one")
+    container.set_rate(0.5)
+    with container.page.open("wb") as page:
+        fcntl.lockf(page, fcntl.LOCK_EX)
+        run_program(robust.forks_while_another_thread_starts_the_hook, container)
+
+
+def test_the_grant_is_followed_after_the_environment_was_overwritten(
+    hook: Path, bench: Bench, gpu: GroundTruth, run_program: RunProgram
+) -> None:
+    container = bench.container("one")
+    container.set_rate(0.3)
+    run_program(robust.overwrites_its_environment_before_the_grant_changes, container)
+    with Page(container.page) as page:
+        assert page.read().rate == pytest.approx(0.6)
+
+
 def test_a_vanished_grant_keeps_the_last_good_rate(hook: Path, bench: Bench, gpu: GroundTruth) -> None:
     container = bench.container("one")
     container.set_rate(0.4)
@@ -83,6 +104,29 @@ def test_a_vanished_grant_keeps_the_last_good_rate(hook: Path, bench: Bench, gpu
         time.sleep(0.3)
         # The upper side only: a busy host may keep the application from taking its share.
         assert _share(gpu, "one", 1.5) < 0.44
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda grant: grant.write_text("banana")], ids=["vanished", "garbled"])
+def test_a_process_that_starts_without_a_readable_grant_goes_on_with_the_containers_rate(
+    hook: Path, bench: Bench, gpu: GroundTruth, spoil: Callable[[Path], object]
+) -> None:
+    container = bench.container("one")
+    container.set_rate(0.4)
+    with _loaded(container, gpu):
+        spoil(container.grant)
+        time.sleep(0.3)
+        with _loaded(container, gpu), Page(container.page) as page:
+            before, start, rates = gpu.busy_ns("one"), time.monotonic_ns(), set()
+            while time.monotonic_ns() - start < 1_500_000_000:
+                rates.add(page.read().rate)
+                time.sleep(0.002)
+            share = (gpu.busy_ns("one") - before) / (time.monotonic_ns() - start)
+    assert rates == {0.4}
+    assert share < 0.44
+    # Nor does one that starts after all the others have ended.
+    finish(container.start("sair-load", "kernel:200:132", "iterations=100"))
+    with Page(container.page) as page:
+        assert page.read().rate == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("garbage", ["", "banana", "1.5", "-0.3", "0", "nan", "0.3 0.4", "9" * 5000, "\x00\xff"])

@@ -33,7 +33,7 @@ void sim_arrays_drop_context(CUcontext context) {
             continue;
         }
         *at = array->next;
-        simgpu_memory_give(context->device, array->bytes);
+        sim_memory_give(context->device, array->bytes);
         free(array);
     }
     pthread_mutex_unlock(&lock);
@@ -54,7 +54,7 @@ static CUresult array_new(CUarray *out, size_t bytes, size_t struct_bytes) {
     if (result != CUDA_SUCCESS) return result;
     bytes = rounded(bytes, GRAIN);
     CUarray array = calloc(1, struct_bytes);
-    if (array == NULL || !simgpu_memory_take(context->device, bytes)) {
+    if (array == NULL || !sim_memory_take(context->device, bytes)) {
         free(array);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -106,7 +106,8 @@ SIM_EXPORT CUresult cuArrayDestroy(CUarray array) {
     }
     pthread_mutex_unlock(&lock);
     if (!known) return CUDA_ERROR_INVALID_HANDLE;
-    simgpu_memory_give(array->context->device, array->bytes);
+    sim_vmm_drop_array(array);
+    sim_memory_give(array->context->device, array->bytes);
     free(array);
     return CUDA_SUCCESS;
 }
@@ -133,7 +134,7 @@ SIM_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *out, const CUDA_EXT
     if (result != CUDA_SUCCESS) return result;
     if (out == NULL || d == NULL || d->size == 0) return CUDA_ERROR_INVALID_VALUE;
     CUexternalMemory memory = calloc(1, sizeof *memory);
-    if (memory == NULL || !simgpu_memory_take(context->device, d->size)) {
+    if (memory == NULL || !sim_memory_take(context->device, d->size)) {
         free(memory);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -144,7 +145,7 @@ SIM_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *out, const CUDA_EXT
 }
 SIM_EXPORT CUresult cuDestroyExternalMemory(CUexternalMemory memory) {
     if (memory == NULL) return CUDA_ERROR_INVALID_HANDLE;
-    simgpu_memory_give(memory->device, memory->bytes);
+    sim_memory_give(memory->device, memory->bytes);
     free(memory);
     return CUDA_SUCCESS;
 }

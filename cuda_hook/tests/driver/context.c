@@ -322,6 +322,7 @@ static CUresult synchronize(CUcontext context) {
     for (CUstream stream = context->streams; stream != NULL; stream = stream->next)
         if (stream->capture != NULL) return sim_capture_refuse(stream);
     if (!sim_null_mode) simgpu_context_wait(context->slot);
+    sim_memory_synchronized();
     return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuCtxSynchronize(void) { return synchronize(sim_current()); }

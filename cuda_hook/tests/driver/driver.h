@@ -163,5 +163,14 @@ void sim_arrays_drop_context(CUcontext context); /* array.c */
 /* Address space of this process that no memory stands behind yet; 0 where there is none. */
 CUdeviceptr sim_memory_map(size_t bytes, int protection, bool low);
 CUresult sim_memory_alloc_node(size_t bytes, CUdeviceptr *pointer);
+/* Of a device's memory; small sizes share blocks. */
+bool sim_memory_take(int device, size_t bytes);
+void sim_memory_give(int device, size_t bytes);
+/* The host waited for the device: pools let go what is beyond their threshold. */
+void sim_memory_synchronized(void);
+/* What graphs use of the memory kept for them. */
+bool sim_graph_memory_take(int device, size_t bytes);
+void sim_graph_memory_give(int device, size_t bytes);
+void sim_vmm_drop_array(const void *array); /* vmm.c */
 
 #endif

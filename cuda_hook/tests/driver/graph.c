@@ -224,7 +224,7 @@ SIM_EXPORT CUresult cuGraphExecGetFlags(CUgraphExec exec, cuuint64_t *flags) {
 SIM_EXPORT CUresult cuGraphExecDestroy(CUgraphExec exec) {
     if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
     if (exec == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if (exec->memory_taken) simgpu_memory_give(exec->device, exec->memory_bytes);
+    if (exec->memory_taken) sim_graph_memory_give(exec->device, exec->memory_bytes);
     free(exec->nodes);
     free(exec);
     return CUDA_SUCCESS;
@@ -278,7 +278,7 @@ static CUresult launch(CUgraphExec exec, CUstream stream, bool per_thread) {
     CUresult result = sim_capture_check(stream, &captured);
     if (result != CUDA_SUCCESS) return result;
     if (exec->memory_bytes > 0 && !exec->memory_taken) {
-        if (!simgpu_memory_take(exec->device, exec->memory_bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
+        if (!sim_graph_memory_take(exec->device, exec->memory_bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
         exec->memory_taken = true;
     }
     struct pending p = {.stream = stream};

@@ -5,7 +5,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define GRAIN ((size_t)512)        /* what a small allocation is rounded to */
+#define GRAIN ((size_t)512)          /* what a small allocation is rounded to */
+#define PITCH_GRAIN ((size_t)1024)   /* what a row is */
+#define BLOCK ((size_t)2 << 20)      /* in which the card is given out; small allocations share them */
 
 enum owner { BY_CONTEXT, BY_POOL, BY_HOST };
 
@@ -20,15 +22,24 @@ struct block {
     struct block *next;
 };
 
+/* What is freed into a pool stays there, as far as it goes beyond the threshold until the next synchronisation. */
 struct CUmemPoolHandle_st {
-    int device;
-    size_t used;
+    int device; /* -1: host memory */
+    size_t used, reserved;
     cuuint64_t threshold;
+    bool destroyed;
+    struct CUmemPoolHandle_st *next;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct block *blocks;
 static struct CUmemPoolHandle_st default_pools[SIMGPU_DEVICES];
+static struct CUmemPoolHandle_st *pools; /* those that were created */
+static CUmemoryPool current_pools[SIMGPU_DEVICES];
+static size_t small_bytes[SIMGPU_DEVICES];
+static struct {
+    size_t used, reserved;
+} graphs[SIMGPU_DEVICES];
 
 static size_t rounded(size_t bytes, size_t grain) {
     return (bytes + grain - 1) / grain * grain;
@@ -47,6 +58,73 @@ CUdeviceptr sim_memory_map(size_t bytes, int protection, bool low) {
     return at == MAP_FAILED ? 0 : (CUdeviceptr)(uintptr_t)at;
 }
 
+/* What `bytes` more or fewer change in whole blocks. Caller holds the lock. */
+static size_t footprint(int device, size_t bytes) {
+    if (bytes >= BLOCK) return rounded(bytes, BLOCK);
+    return rounded(small_bytes[device] + bytes, BLOCK) - rounded(small_bytes[device], BLOCK);
+}
+
+bool sim_memory_take(int device, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    bool taken = simgpu_memory_take(device, footprint(device, bytes));
+    if (taken && bytes < BLOCK) small_bytes[device] += bytes;
+    pthread_mutex_unlock(&lock);
+    return taken;
+}
+
+static void give_back(int device, size_t bytes) {
+    if (bytes < BLOCK) small_bytes[device] -= bytes;
+    simgpu_memory_give(device, footprint(device, bytes));
+}
+
+void sim_memory_give(int device, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    give_back(device, bytes);
+    pthread_mutex_unlock(&lock);
+}
+
+/* By how much a pool grows at once: SAIR_SIMGPU_POOL_MIB, 2 by default. */
+static size_t pool_grain(void) {
+    const char *setting = getenv("SAIR_SIMGPU_POOL_MIB");
+    return setting != NULL ? (size_t)atoi(setting) << 20 : BLOCK;
+}
+
+/* Caller holds the lock in these. */
+static bool pool_take(CUmemoryPool pool, size_t bytes) {
+    size_t short_of = pool->used + bytes > pool->reserved ? pool->used + bytes - pool->reserved : 0;
+    size_t more = rounded(short_of, pool_grain());
+    if (pool->device >= 0 && !simgpu_memory_take(pool->device, more)) return false;
+    pool->reserved += more;
+    pool->used += bytes;
+    return true;
+}
+
+static void pool_release(CUmemoryPool pool, size_t kept) {
+    size_t keep = rounded(kept > pool->used ? kept : pool->used, BLOCK);
+    if (keep >= pool->reserved) return;
+    if (pool->device >= 0) simgpu_memory_give(pool->device, pool->reserved - keep);
+    pool->reserved = keep;
+}
+
+static void pool_give(CUmemoryPool pool, size_t bytes) {
+    pool->used -= bytes;
+    if (!pool->destroyed || pool->used > 0) return;
+    pool_release(pool, 0);
+    for (CUmemoryPool *at = &pools; *at != NULL; at = &(*at)->next)
+        if (*at == pool) {
+            *at = pool->next;
+            free(pool);
+            return;
+        }
+}
+
+void sim_memory_synchronized(void) {
+    pthread_mutex_lock(&lock);
+    for (int d = 0; d < SIMGPU_DEVICES; d++) pool_release(&default_pools[d], default_pools[d].threshold);
+    for (CUmemoryPool pool = pools; pool != NULL; pool = pool->next) pool_release(pool, pool->threshold);
+    pthread_mutex_unlock(&lock);
+}
+
 static CUresult take(CUdeviceptr *out, size_t bytes, CUcontext context, enum owner owner, CUmemoryPool pool, bool low) {
     if (out == NULL || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     if (bytes > (size_t)1 << 46) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -54,17 +132,22 @@ static CUresult take(CUdeviceptr *out, size_t bytes, CUcontext context, enum own
     if (block == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     *block =
         (struct block){0, rounded(bytes, GRAIN), rounded(bytes, 4096), owner, context, context->device, pool, NULL};
-    if (owner != BY_HOST && !simgpu_memory_take(block->device, block->bytes)) goto fail;
     block->pointer = sim_memory_map(block->mapped, PROT_READ | PROT_WRITE, low);
-    if (block->pointer == 0) {
-        if (owner != BY_HOST) simgpu_memory_give(block->device, block->bytes);
+    if (block->pointer == 0) goto fail;
+    pthread_mutex_lock(&lock);
+    bool taken = true;
+    if (owner == BY_POOL) taken = pool_take(pool, block->bytes);
+    if (owner == BY_CONTEXT) taken = simgpu_memory_take(block->device, footprint(block->device, block->bytes));
+    if (taken && owner == BY_CONTEXT && block->bytes < BLOCK) small_bytes[block->device] += block->bytes;
+    if (taken) {
+        block->next = blocks;
+        blocks = block;
+    }
+    pthread_mutex_unlock(&lock);
+    if (!taken) {
+        munmap((void *)(uintptr_t)block->pointer, block->mapped);
         goto fail;
     }
-    pthread_mutex_lock(&lock);
-    block->next = blocks;
-    blocks = block;
-    if (pool != NULL) pool->used += block->bytes;
-    pthread_mutex_unlock(&lock);
     *out = block->pointer;
     return CUDA_SUCCESS;
 fail:
@@ -72,8 +155,10 @@ fail:
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+/* Caller holds the lock. */
 static void discard(struct block *block) {
-    if (block->owner != BY_HOST) simgpu_memory_give(block->device, block->bytes);
+    if (block->owner == BY_CONTEXT) give_back(block->device, block->bytes);
+    if (block->owner == BY_POOL) pool_give(block->pool, block->bytes);
     munmap((void *)(uintptr_t)block->pointer, block->mapped);
     free(block);
 }
@@ -85,13 +170,11 @@ static CUresult give(CUdeviceptr pointer, bool host) {
         if ((*at)->pointer != pointer || ((*at)->owner == BY_HOST) != host) continue;
         found = *at;
         *at = found->next;
-        if (found->pool != NULL) found->pool->used -= found->bytes;
+        discard(found);
         break;
     }
     pthread_mutex_unlock(&lock);
-    if (found == NULL) return CUDA_ERROR_INVALID_VALUE;
-    discard(found);
-    return CUDA_SUCCESS;
+    return found == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
 void sim_memory_drop_context(CUcontext context) {
@@ -106,9 +189,9 @@ void sim_memory_drop_context(CUcontext context) {
             continue;
         }
         *at = block->next;
-        if (block->pool != NULL) block->pool->used -= block->bytes;
         discard(block);
     }
+    if (context->primary) pool_release(&default_pools[context->device], 0);
     pthread_mutex_unlock(&lock);
 }
 
@@ -134,7 +217,7 @@ SIM_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsign
 SIM_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
                                        unsigned element) {
     if (element != 4 && element != 8 && element != 16) return CUDA_ERROR_INVALID_VALUE;
-    size_t row = rounded(width, GRAIN);
+    size_t row = rounded(width, PITCH_GRAIN);
     CUresult result = cuMemAlloc_v2(pointer, row * height);
     if (result == CUDA_SUCCESS) *pitch = row;
     return result;
@@ -142,7 +225,7 @@ SIM_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size
 SIM_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned *pitch, unsigned width, unsigned height,
                                     unsigned element) {
     if (element != 4 && element != 8 && element != 16) return CUDA_ERROR_INVALID_VALUE;
-    unsigned row = (unsigned)rounded(width, GRAIN);
+    unsigned row = (unsigned)rounded(width, PITCH_GRAIN);
     CUresult result = cuMemAlloc(pointer, row * height);
     if (result == CUDA_SUCCESS) *pitch = row;
     return result;
@@ -224,18 +307,29 @@ SIM_EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice devic
     *pool = pool_of(device);
     return CUDA_SUCCESS;
 }
+static CUmemoryPool current_pool(int device) {
+    return current_pools[device] != NULL ? current_pools[device] : pool_of(device);
+}
 SIM_EXPORT CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
-    return cuDeviceGetDefaultMemPool(pool, device);
+    CUresult result = cuDeviceGetDefaultMemPool(pool, device);
+    if (result == CUDA_SUCCESS) *pool = current_pool(device);
+    return result;
 }
 SIM_EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
-    return device < 0 || device >= SIMGPU_DEVICES || pool == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    if (device < 0 || device >= SIMGPU_DEVICES || pool == NULL) return CUDA_ERROR_INVALID_VALUE;
+    current_pools[device] = pool;
+    return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *out, const CUmemPoolProps *props) {
     if (sim_ready()) return CUDA_ERROR_NOT_INITIALIZED;
     if (out == NULL || props == NULL) return CUDA_ERROR_INVALID_VALUE;
     CUmemoryPool pool = calloc(1, sizeof *pool);
     if (pool == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-    pool->device = props->location.id;
+    pool->device = props->location.type == CU_MEM_LOCATION_TYPE_DEVICE ? props->location.id : -1;
+    pthread_mutex_lock(&lock);
+    pool->next = pools;
+    pools = pool;
+    pthread_mutex_unlock(&lock);
     *out = pool;
     return CUDA_SUCCESS;
 }
@@ -244,18 +338,22 @@ SIM_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool) {
         return CUDA_ERROR_INVALID_VALUE;
     /* What was taken from it lives on until it is freed. */
     pthread_mutex_lock(&lock);
-    for (struct block *block = blocks; block != NULL; block = block->next)
-        if (block->pool == pool) block->pool = NULL;
+    pool->destroyed = true;
+    pool_give(pool, 0);
     pthread_mutex_unlock(&lock);
-    free(pool);
     return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t keep) {
-    (void)keep;
-    return pool == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    if (pool == NULL) return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    pool_release(pool, keep);
+    pthread_mutex_unlock(&lock);
+    return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuMemPoolGetAttribute(CUmemoryPool pool, int attribute, void *value) {
-    cuuint64_t answer = attribute == 4 ? pool->threshold : pool->used;
+    pthread_mutex_lock(&lock);
+    cuuint64_t answer = attribute == 4 ? pool->threshold : attribute == 5 ? pool->reserved : pool->used;
+    pthread_mutex_unlock(&lock);
     memcpy(value, &answer, attribute < 4 ? sizeof(int) : sizeof answer);
     return CUDA_SUCCESS;
 }
@@ -282,7 +380,7 @@ static CUresult alloc_async(CUdeviceptr *pointer, size_t bytes, CUmemoryPool poo
         node->memory_bytes = bytes;
         return result;
     }
-    return take(pointer, bytes, stream->context, BY_POOL, pool != NULL ? pool : pool_of(stream->context->device),
+    return take(pointer, bytes, stream->context, BY_POOL, pool != NULL ? pool : current_pool(stream->context->device),
                 false);
 }
 SIM_EXPORT CUresult cuMemAllocAsync(CUdeviceptr *pointer, size_t bytes, CUstream stream) {
@@ -316,4 +414,38 @@ SIM_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream) {
 CUresult sim_memory_alloc_node(size_t bytes, CUdeviceptr *pointer) {
     *pointer = sim_memory_map(rounded(bytes, 4096), PROT_READ | PROT_WRITE, false);
     return *pointer == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+bool sim_graph_memory_take(int device, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    size_t needs = graphs[device].used + rounded(bytes, BLOCK);
+    size_t more = needs > graphs[device].reserved ? needs - graphs[device].reserved : 0;
+    bool taken = simgpu_memory_take(device, more);
+    if (taken) {
+        graphs[device].used = needs;
+        graphs[device].reserved += more;
+    }
+    pthread_mutex_unlock(&lock);
+    return taken;
+}
+void sim_graph_memory_give(int device, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    graphs[device].used -= rounded(bytes, BLOCK);
+    pthread_mutex_unlock(&lock);
+}
+SIM_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device) {
+    if (device < 0 || device >= SIMGPU_DEVICES) return CUDA_ERROR_INVALID_DEVICE;
+    pthread_mutex_lock(&lock);
+    simgpu_memory_give(device, graphs[device].reserved - graphs[device].used);
+    graphs[device].reserved = graphs[device].used;
+    pthread_mutex_unlock(&lock);
+    return CUDA_SUCCESS;
+}
+SIM_EXPORT CUresult cuDeviceGetGraphMemAttribute(CUdevice device, int attribute, void *value) {
+    if (device < 0 || device >= SIMGPU_DEVICES) return CUDA_ERROR_INVALID_DEVICE;
+    pthread_mutex_lock(&lock);
+    cuuint64_t answer = attribute < 2 ? graphs[device].used : graphs[device].reserved;
+    pthread_mutex_unlock(&lock);
+    memcpy(value, &answer, sizeof answer);
+    return CUDA_SUCCESS;
 }

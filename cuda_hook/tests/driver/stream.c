@@ -121,6 +121,7 @@ static CUresult synchronize(CUstream stream, bool per_thread) {
     CUresult result = stream_for_host(&stream, per_thread);
     if (result != CUDA_SUCCESS || sim_null_mode) return result;
     simgpu_stream_wait(stream->slot, simgpu_stream_last(stream->slot));
+    sim_memory_synchronized();
     return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuStreamSynchronize(CUstream stream) { return synchronize(stream, false); }
@@ -247,6 +248,7 @@ SIM_EXPORT CUresult cuEventSynchronize(CUevent event) {
     CUresult result = event_for_host(event);
     if (result != CUDA_SUCCESS || sim_null_mode) return result;
     simgpu_event_wait(event->slot);
+    sim_memory_synchronized();
     return CUDA_SUCCESS;
 }
 

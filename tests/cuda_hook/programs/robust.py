@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
-from tests.cuda_hook.cuda import SUCCESS, Cuda, Handle, expect, in_fork
+from tests.cuda_hook.cuda import NOT_INITIALIZED, SUCCESS, Cuda, Handle, expect, in_fork
 
 
 def many_threads_launch_on_streams_of_their_own() -> None:
@@ -68,11 +70,41 @@ def forks_while_other_threads_launch() -> None:
     cuda("cuCtxSynchronize")
 
 
+def forks_while_another_thread_starts_the_hook() -> None:
+    """The test holds the page's lock, so that the start takes 50 ms. The child cannot use CUDA, but must not hang."""
+    cuda = Cuda()
+    sizes = ctypes.byref(ctypes.c_size_t()), ctypes.byref(ctypes.c_size_t())
+    thread = threading.Thread(target=cuda.try_, args=("cuMemGetInfo_v2", *sizes))
+    thread.start()
+    time.sleep(0.01)
+    try:
+        expect(in_fork(lambda: expect(cuda.try_("cuMemGetInfo_v2", *sizes), NOT_INITIALIZED)), 0)
+    finally:
+        thread.join()
+
+
 def starts_another_program_that_launches() -> None:
     cuda = Cuda()
     cuda.launch(cuda.function("spin_us_100"))
     code = "from tests.cuda_hook.programs.robust import many_threads_launch_on_streams_of_their_own as run; run()"
     expect(subprocess.run([sys.executable, "-c", code], check=False, timeout=50).returncode, 0)
+    cuda.synchronize()
+
+
+def overwrites_its_environment_before_the_grant_changes() -> None:
+    """As programs do that set their title; then the grant becomes 0.6."""
+    cuda = Cuda()
+    kernel, grant = cuda.function("spin_us_10"), Path(os.environ["SAIR_GRANT_FILE"])
+    cuda.launch(kernel)
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype, libc.getenv.argtypes = Handle, [ctypes.c_char_p]
+    places = {name: libc.getenv(name.encode()) for name in ("SAIR_GRANT_FILE", "SAIR_STATS_PATH")}
+    for name, place in places.items():
+        ctypes.memset(place, ord("x"), len(os.environ[name]))
+    grant.with_name("fresh").write_text("0.6")
+    grant.with_name("fresh").rename(grant)
+    time.sleep(0.15)
+    cuda.launch(kernel)
     cuda.synchronize()
 
 
