@@ -10,11 +10,14 @@ every round.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
@@ -26,9 +29,12 @@ from benchmarks.processes import in_processes
 from controller import round as rounds
 from controller.decision import Situation
 from controller.knowledge import Knowledge
+from controller.llm.account import Account
 from controller.llm.client import ModelClient
 from controller.llm.policy import LlmPolicy, Trace
 from controller.llm.settings import load_model_settings
+from controller.memory.embedded import embedded_server
+from controller.memory.store import Store
 from controller.menu import Menu
 from controller.simulation.bottleneck_truth import NONE, Truth, accuracy, true_bottleneck
 from controller.simulation.pipelines import GRAPHS, PIPELINES, PipelineSetup, pipeline_named
@@ -90,20 +96,32 @@ def judge(scenarios: Sequence[Scenario]) -> list[Judged]:
 async def _judge(scenarios: Sequence[Scenario]) -> list[Judged]:
     configure("error")
     settings = load_model_settings(os.environ)
-    model = LlmPolicy(ModelClient(settings), settings) if settings.configured else None
-    try:
-        return [await _look(scenario, model) for scenario in scenarios]
-    finally:
-        if model is not None:
-            await model.close()
+    async with contextlib.AsyncExitStack() as stack:
+        asking = None
+        if settings.configured:
+            model = LlmPolicy(ModelClient(settings), settings)
+            stack.push_async_callback(model.close)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sair-bottleneck-"))
+            store = Store.from_url(await stack.enter_async_context(embedded_server(Path(folder))))
+            stack.push_async_callback(store.close)
+            asking = _Asking(model, store)
+        return [await _look(scenario, asking) for scenario in scenarios]
 
 
-async def _look(scenario: Scenario, model: LlmPolicy | None) -> Judged:
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """A language model, and the Redis that its budget is counted in."""
+
+    model: LlmPolicy
+    store: Store
+
+
+async def _look(scenario: Scenario, asking: _Asking | None) -> Judged:
     plant, at_s = _drawn(scenario)
     knowledge, menu = _seen(plant, at_s)
     said, problem = None, ""
-    if model is not None:
-        said, problem = await _asked(model, knowledge, menu, scenario.seed)
+    if asking is not None:
+        said, problem = await _asked(asking, knowledge, menu, scenario.seed)
     return Judged(scenario, true_bottleneck(plant), menu.bottleneck or NONE, said, problem)
 
 
@@ -144,11 +162,12 @@ def _seen(plant: Plant, at_s: float) -> tuple[Knowledge, Menu]:
             return knowledge, rounds.candidates(knowledge, Situation(view, seen, plant.room(), plant.now), tuning)
 
 
-async def _asked(model: LlmPolicy, knowledge: Knowledge, menu: Menu, seed: int) -> tuple[str | None, str]:
+async def _asked(asking: _Asking, knowledge: Knowledge, menu: Menu, seed: int) -> tuple[str | None, str]:
     trace = Trace()
     try:
         # What it would do is not the question here: any action is let through.
-        await model.propose(knowledge, menu, lambda _action: None, np.random.default_rng(seed), trace)
+        account = Account(knowledge.pipeline, asking.store)
+        await asking.model.propose(knowledge, menu, lambda _: None, np.random.default_rng(seed), trace, account)
     except ModelUnavailable as error:
         return None, str(error)
     return trace.bottleneck or NONE, ""
