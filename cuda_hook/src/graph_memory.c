@@ -103,7 +103,7 @@ static void rename_in(enum name which, const void *from, const void *to) {
 #define DESTROY(which, handle, call)                                                                                   \
     do {                                                                                                               \
         if (SAIR_LOAD(&owner_count) == 0) return call;                                                                 \
-        char dying_;                                                                                                   \
+        const char dying_ = 0;                                                                                         \
         rename_in(which, handle, &dying_);                                                                             \
         CUresult result_ = call;                                                                                       \
         rename_in(which, &dying_, result_ == CUDA_SUCCESS ? NULL : (handle));                                          \

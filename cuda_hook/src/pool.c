@@ -134,7 +134,7 @@ void sair_pool_created(CUmemoryPool handle, const CUmemPoolProps *props) {
 static int enter(struct sair_pool *pool) {
     pthread_mutex_lock(&lock);
     int is_there = pool->is_used && !pool->is_gone && pool->device != NULL;
-    if (is_there) pool->users++;
+    if (is_there) SAIR_ADD(&pool->users, 1u);
     pthread_mutex_unlock(&lock);
     return is_there;
 }
