@@ -2,6 +2,7 @@
  * pool_hooks.c, graph_memory.c. */
 #include "memory_body.h"
 #include "pool.h"
+#include "stream.h"
 
 #define PITCH_ALIGNMENT UINT64_C(512)
 
