@@ -24,8 +24,6 @@ _KEPT_S: Final = 8 * 86_400
 """How long a day's key stays: a week for people to look at."""
 _PATIENCE_S: Final = 1.0
 """How long Redis may take; a round must not wait for it."""
-_PAUSE_S: Final = 10.0
-"""How long a Redis that failed is left alone."""
 _SAME_DOLLARS: Final = 1e-9
 """Dollars below which two sums are the same: they are added up in different orders."""
 
@@ -61,11 +59,13 @@ class Account:
     Args:
         pipeline: ``namespace/name``.
         store: The Redis it is kept in.
+        pause_s: How long a Redis that failed is left alone, seconds.
     """
 
-    def __init__(self, pipeline: str, store: Store) -> None:
+    def __init__(self, pipeline: str, store: Store, *, pause_s: float = 10.0) -> None:
         self._keys = Keys(pipeline)
         self._store = store
+        self._pause_s = pause_s
         self._day = ""
         self._kept = Spending()
         """What Redis had of today when it was asked last."""
@@ -112,7 +112,7 @@ class Account:
                 async with asyncio.timeout(_PATIENCE_S):
                     await self._settle()
             except (SairError, TimeoutError) as error:
-                self._ask_again_at = time.monotonic() + _PAUSE_S
+                self._ask_again_at = time.monotonic() + self._pause_s
                 self._problem = str(error) or f"Redis did not answer within {_PATIENCE_S:g} s"
                 _log.warning(
                     "what the language model spent stays uncounted in Redis for now",

@@ -61,13 +61,12 @@ async def test_two_controllers_that_overlap_lose_none_of_each_others_spending(st
 
 
 async def test_counting_goes_on_while_redis_is_away_and_is_made_up_for_once_it_is_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("controller.llm.account._PAUSE_S", 0.0)
     port = free_port()
     async with embedded_server(tmp_path, port=port) as url:
         store = Store.from_url(url)
-        account = Account(PIPELINE, store)
+        account = Account(PIPELINE, store, pause_s=0.0)
         await spend(account, 600)
     await spend(account, 300)
     await spend(account, 100)
@@ -99,18 +98,24 @@ async def test_a_count_that_was_never_read_leaves_nothing_to_spend_where_there_i
     assert not account.refusal(NOON_S, 0, 0.0)
 
 
-async def test_a_redis_that_is_away_is_asked_seldom(away: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+class Counting(Store):
+    """Counts how often it is asked for its version."""
+
+    asked = 0
+
+    async def ensure_schema(self) -> None:
+        self.asked += 1
+        await super().ensure_schema()
+
+
+async def test_a_redis_that_is_away_is_asked_seldom() -> None:
+    away = Counting.from_url(AWAY)
+    assert isinstance(away, Counting)
     account = Account(PIPELINE, away)
-    await account.settle(NOON_S)
-    asked = False
-
-    async def ask() -> None:
-        nonlocal asked
-        asked = True
-
-    monkeypatch.setattr(away, "ensure_schema", ask)
-    await account.settle(NOON_S)
-    assert not asked
+    for _ in range(3):
+        await account.settle(NOON_S)
+    assert away.asked == 1
+    await away.close()
 
 
 @pytest.mark.parametrize("damage", [{"tokens": "many"}, {"dollars": "nan"}, {"dollars": "inf"}, {"tokens": "-5000"}])
