@@ -16,7 +16,7 @@
 static struct sair_cost table[TABLE_SIZE];
 
 /* Multilinear, so that no product waits for another; the upper bits depend on all of the key. */
-static uint32_t hash(const struct sair_key *key) {
+static inline uint32_t hash(const struct sair_key *key) {
     const uint64_t *w = key->words;
     uint64_t h = (w[0] ^ w[0] >> 32) * UINT64_C(0x9e3779b97f4a7c15) + (w[1] ^ w[1] >> 32) * UINT64_C(0xbf58476d1ce4e5b9) +
                  (w[2] ^ w[2] >> 32) * UINT64_C(0x94d049bb133111eb) + (w[3] ^ w[3] >> 32) * UINT64_C(0xd6e8feb86659fd93) +
@@ -24,7 +24,7 @@ static uint32_t hash(const struct sair_key *key) {
     return (uint32_t)(h >> 40);
 }
 
-static int is_equal(const struct sair_key *a, const struct sair_key *b) {
+static inline int is_equal(const struct sair_key *a, const struct sair_key *b) {
     const uint64_t *x = a->words, *y = b->words;
     return ((SAIR_LOAD(&x[0]) ^ y[0]) | (SAIR_LOAD(&x[1]) ^ y[1]) | (SAIR_LOAD(&x[2]) ^ y[2]) |
             (SAIR_LOAD(&x[3]) ^ y[3]) | (SAIR_LOAD(&x[4]) ^ y[4])) == 0;
