@@ -22,7 +22,7 @@ __all__ = ["DEFAULT_WAITING_BYTES", "MirroredMemory"]
 _log = get_logger("memory")
 
 DEFAULT_WAITING_BYTES: Final = 64 * 1024 * 1024
-"""For journal records that wait for Redis, of all pipelines together: 1,000 pipelines' of three minutes, ten pipelines' of five hours."""
+"""For journal records that wait for Redis, of all pipelines together: of 1,000 pipelines some two minutes', of ten some three hours'."""
 
 _DAMAGE_LOGGED = 20
 _CUT_AT_ONCE = 1_000
