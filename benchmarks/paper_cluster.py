@@ -7,6 +7,7 @@ pods. It stands in where what matters is what the controller itself spends; test
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -108,10 +109,12 @@ class PaperCluster:
         if plural == "pipelines":
             self._watchers.add(queue)
         try:
-            while True:
-                await reply.write(await queue.get())
+            with contextlib.suppress(ConnectionResetError):  # who watched is gone
+                while True:
+                    await reply.write(await queue.get())
         finally:
             self._watchers.discard(queue)
+        return reply
 
     async def pipeline(self, request: web.Request) -> web.Response:
         """Read a Pipeline, or apply its status."""

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from controller.simulation.baselines.tuning import Candidate, hpa_grid, mpc_grid, rate_target_grid, tune
-from controller.simulation.pipelines import PIPELINES, pipeline_named
+from controller.simulation.pipelines import GRAPHS, PIPELINES, pipeline_named
 
 
 def main(names: Sequence[str]) -> None:
-    for name in names or PIPELINES:
+    for name in names or [*PIPELINES, *GRAPHS]:
         grids: list[Sequence[Candidate]] = [hpa_grid(), rate_target_grid(), mpc_grid()]
         for grid in grids:
             best = tune(pipeline_named(name), grid, show)

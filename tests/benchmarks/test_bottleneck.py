@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from benchmarks.bottleneck import Scenario, app, judge
-from tests.fakes.model_server import misbehaving_server, says
+from tests.fakes.model_server import choosing, misbehaving_server
 
 SIX = ("--scenarios", "6", "--workers", "1")
 NO_MODEL = {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": ""}
@@ -40,8 +39,7 @@ def test_the_command_prints_a_matrix_and_its_exit_status_says_whether_the_bar_is
 
 
 async def test_a_models_own_word_has_a_matrix_of_its_own() -> None:
-    answer = json.dumps({"choice": 1, "bottleneck": "s1", "rationale": "the first"})
-    async with misbehaving_server(says(answer)) as server:
+    async with misbehaving_server(choosing(bottleneck="s1")) as server:
         environment = {"OPENAI_BASE_URL": server.url, "SAIR_LLM_ENFORCEMENT": "text", "SAIR_LLM_MODEL": "echo"}
         ended = await asyncio.to_thread(run, **environment)
     assert ended.exit_code == 0, ended.output

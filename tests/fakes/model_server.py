@@ -38,12 +38,12 @@ def says(text: str) -> Reply:
     return lambda _request: text
 
 
-def choosing(choice: int = 1, rationale: str = "because") -> Reply:
+def choosing(choice: int = 1, rationale: str = "because", bottleneck: str = "none") -> Reply:
     """A model that chooses from the menu and repeats the code of the round it was asked about."""
 
     def reply(request: dict[str, Any]) -> str:
         code = re.findall(r"code of this round is (\w+)", json.dumps(request["messages"]))[-1]
-        return json.dumps({"code": code, "choice": choice, "bottleneck": "none", "rationale": rationale})
+        return json.dumps({"code": code, "choice": choice, "bottleneck": bottleneck, "rationale": rationale})
 
     return reply
 

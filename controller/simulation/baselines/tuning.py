@@ -196,5 +196,11 @@ TUNED: Final[Mapping[str, TunedSettings]] = {
     "multi-frame-video": TunedSettings(
         HpaSetting(0.35, 0.3, 300.0), RateTargetSetting(0.5, 4.0, 30.0), MpcSetting(3.0, 0.8, 1.0)
     ),
+    "document-reading": TunedSettings(
+        HpaSetting(0.35, 0.3, 60.0), RateTargetSetting(0.6, 3.0, 30.0), MpcSetting(2.0, 0.6, 1.0)
+    ),
+    "document-tagging": TunedSettings(
+        HpaSetting(0.35, 0.3, 60.0), RateTargetSetting(0.6, 3.0, 30.0), MpcSetting(2.0, 0.8, 1.2)
+    ),
 }
 """By pipeline; ``benchmarks/tune_baselines.py`` finds them again."""

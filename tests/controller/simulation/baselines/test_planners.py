@@ -21,7 +21,7 @@ from controller.simulation.baselines.tuning import (
     tune,
 )
 from controller.simulation.oracle import Clairvoyant, best_clairvoyant
-from controller.simulation.pipelines import PIPELINES, pipeline_named
+from controller.simulation.pipelines import GRAPHS, PIPELINES, pipeline_named
 from controller.simulation.service import ServiceLaw
 from controller.simulation.sizing import cheapest, sizes_of
 from controller.simulation.workloads import constant, draw_arrivals, step
@@ -123,7 +123,7 @@ def test_the_best_oracle_passes_and_costs_no_more_than_static_in_hindsight() -> 
 
 def test_every_baseline_has_the_same_tuning_budget_and_every_pipeline_its_settings() -> None:
     assert len(hpa_grid()) == len(rate_target_grid()) == len(mpc_grid()) == 24
-    assert set(TUNED) == set(PIPELINES)
+    assert set(TUNED) == {*PIPELINES, *GRAPHS}
     for settings in TUNED.values():
         assert settings.hpa in hpa_grid()
         assert settings.rate_target in rate_target_grid()
