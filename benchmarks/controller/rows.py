@@ -59,13 +59,13 @@ QUICK: Final = Sizes(
     core_lived=40,
     pipelines=(10, 50, 200),
     turns=100,
-    sharded=200,
+    sharded=100,
     shards=4,
     retrieval=(10_000, 50_000, 200_000),
     retrievals=40,
     growth=(1_000, 5_000, 20_000),
     redis=(1_000, 5_000, 20_000),
-    callers=(10, 100, 1_000),
+    callers=(10, 100, 300),
 )
 
 BARS: Final[Mapping[str, float]] = {
