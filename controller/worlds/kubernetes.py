@@ -27,7 +27,7 @@ from controller.state import (
 from controller.watching import Watching
 from controller.worlds.acting import COMPONENT, Actuator
 from controller.worlds.estimated import estimated_service_s
-from controller.worlds.latency import end_to_end, sinks
+from controller.worlds.latency import end_to_end, entering, finished_per_s
 from controller.worlds.room import Rooms
 from controller.worlds.standing import Standing, standings
 from controller.worlds.sustained import sustained_service_s
@@ -127,12 +127,12 @@ class KubernetesWorld:
         seen = tuple(self._stage_observation(found, stages[each.name], windows[each.name]) for each in view.stages)
         self._seen |= {(key, each.name): each.allocation for each in seen}
         sources = [each.name for each in view.stages if not each.after]
-        arrivals = sum(windows[name].arrivals_per_s for name in sources)
+        arrivals = entering(windows[name].arrivals_per_s for name in sources)
         before = self._earlier_arrivals([stages[name] for name in sources], now, window_s)
         # Over the whole round, of which the window is the settled half.
-        peak = sum(peak_of(self._series(stages[name]), now, 2 * window_s) for name in sources)
+        peak = entering(peak_of(self._series(stages[name]), now, 2 * window_s) for name in sources)
         whole = end_to_end(view, windows)
-        done = sum(windows[name].departures_per_s for name in sinks(view))
+        done = finished_per_s(view, windows)
         completed = round(done * window_s)
         within = 1.0 if whole.within is None else whole.within
         return Observation(
@@ -274,7 +274,7 @@ class KubernetesWorld:
     def _earlier_arrivals(self, sources: Sequence[Standing], now: float, seconds: float) -> float | None:
         windows = [window_of(self._series(stage), now - seconds, seconds) for stage in sources]
         known = [window.arrivals_per_s for window in windows if window is not None]
-        return sum(known) if len(known) == len(windows) else None
+        return entering(known) if len(known) == len(windows) else None
 
     def _stage_observation(self, found: Found, stage: Standing, window: StageWindow) -> StageObservation:
         allocation = stage.allocation(self._actuator.wished_rate(found, stage.name))

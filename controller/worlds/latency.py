@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.observe.histogram import Histogram, is_open, quantile, share_below
@@ -10,7 +10,7 @@ from controller.observe.series import StageWindow
 from controller.state import PipelineView
 from sair.errors import MetricsUnavailable
 
-__all__ = ["EndToEnd", "end_to_end", "sinks"]
+__all__ = ["EndToEnd", "end_to_end", "entering", "finished_per_s", "sinks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,16 @@ def sinks(view: PipelineView) -> list[str]:
     """The stages after which none comes."""
     upstream = {name for stage in view.stages for name in stage.after}
     return [stage.name for stage in view.stages if stage.name not in upstream]
+
+
+def entering(rates_per_s: Iterable[float]) -> float:
+    """Requests per second that enter, from what arrives at the stages that begin: a request goes to each of them."""
+    return max(rates_per_s, default=0.0)
+
+
+def finished_per_s(view: PipelineView, windows: Mapping[str, StageWindow]) -> float:
+    """Requests per second that are done: a request is when it has left each of the last stages."""
+    return min((windows[name].departures_per_s for name in sinks(view)), default=0.0)
 
 
 def end_to_end(view: PipelineView, windows: Mapping[str, StageWindow]) -> EndToEnd:

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from controller.observe.histogram import Histogram
 from controller.observe.series import StageWindow
 from controller.state import PipelineView, StageView
-from controller.worlds.latency import EndToEnd, end_to_end, sinks
+from controller.worlds.latency import EndToEnd, end_to_end, entering, finished_per_s, sinks
 from sair.errors import MetricsUnavailable
 
 BOUNDS = (0.1, 0.2, 0.4, 0.8, math.inf)
@@ -45,6 +46,16 @@ def test_of_several_last_stages_the_slowest_counts() -> None:
     assert sinks(forked) == ["left", "right"]
     windows = {"a": window(at(0.1)), "left": window(at(0.1), at(0.8)), "right": window(at(0.1), at(0.2))}
     assert end_to_end(forked, windows).p99_s == pytest.approx(0.796)
+
+
+def test_a_request_that_goes_through_every_branch_counts_once() -> None:
+    forked = view(a=(), left=("a",), right=("a",))
+    windows = {
+        name: replace(window(at(0.1)), departures_per_s=rate)
+        for name, rate in (("a", 9.0), ("left", 8.0), ("right", 7.0))
+    }
+    assert finished_per_s(forked, windows) == 7.0
+    assert entering([9.0, 8.5]) == 9.0
 
 
 def test_where_a_stage_finished_nothing_nothing_is_claimed() -> None:
