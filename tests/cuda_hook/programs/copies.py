@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.cuda_hook.cuda import NOT_READY, Cuda, Handle, counted, expect
-from tests.cuda_hook.programs.streams import current, held_back, warm
+from tests.cuda_hook.programs.streams import current, held_back, open_batch, warm
 
 
 class _Side2D(ctypes.Structure):
@@ -57,14 +57,7 @@ class Copy3D(ctypes.Structure):
 @contextmanager
 def _closes(cuda: Cuda, kernel: Handle, stream: Handle, name: str) -> Iterator[None]:
     """What happens inside closes the batch that was open before."""
-    for _ in range(20):
-        launched = counted("launches")
-        cuda.launch(kernel, stream)
-        if counted("launches") == launched:
-            break
-        # On a slow machine the kernel was not measured for 100 ms: this launch was measured by itself, and its batch is closed.
-        cuda.synchronize(stream)
-    expect((name, counted("launches")), (name, launched))
+    launched = open_batch(cuda, kernel, stream)
     yield
     expect((name, counted("launches")), (name, launched + 1))
     cuda.synchronize(stream)
