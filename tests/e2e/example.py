@@ -56,6 +56,7 @@ class Example:
         gpu_ms: time per request that a whole GPU takes.
         gpu_rate: share of a GPU at the start.
         gpu_rate_max: largest share a replica may get; empty: the default.
+        replicas_max: most replicas of a stage; None: what the example says.
         cpu_max: most CPU a replica of a stage may get; empty: the default.
         home: node that queue and client are put on; any if empty.
         hpa_percent: utilisation of the CPU at which the cluster's own autoscaler holds each stage; None: there is none.
@@ -72,6 +73,7 @@ class Example:
     gpu_ms: float = 25
     gpu_rate: str = "0.4"
     gpu_rate_max: str = ""
+    replicas_max: int | None = None
     cpu_max: str = ""
     home: str = ""
     hpa_percent: int | None = None
@@ -189,6 +191,8 @@ class Example:
             if name in STAGES:
                 template["spec"]["terminationGracePeriodSeconds"] = 5
                 template["metadata"]["annotations"]["sair.dev/mode"] = self.mode
+                if self.replicas_max is not None:
+                    template["metadata"]["annotations"]["sair.dev/replicas-max"] = str(self.replicas_max)
                 if self.cpu_max:
                     template["metadata"]["annotations"]["sair.dev/cpu-max"] = self.cpu_max
                 container["args"].append(f"--cpu-ms={self.cpu_ms[name]:g}")

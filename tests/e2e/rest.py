@@ -175,13 +175,21 @@ class PodWatch:
             with contextlib.suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(timeout=20)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._answer.close()
         self._connection.close()
 
     def _connect(self) -> None:
         # Nothing may happen for as long as it likes.
         self._connection = self._cluster.connection(timeout_s=None)
-        self._connection.request("GET", f"{self._path}?watch=true")
-        self._answer = self._connection.getresponse()
+        try:
+            self._connection.request("GET", f"{self._path}?watch=true")
+            self._answer = self._connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            raise
 
     def _read(self) -> None:
         while not self._closing.is_set():
@@ -199,6 +207,7 @@ class PodWatch:
     def _again(self) -> None:
         """Watch anew: every pod there is arrives again, and those that are gone in between do not."""
         while not self._closing.wait(0.2):
+            self._disconnect()
             try:
                 self._connect()
             except (OSError, http.client.HTTPException):

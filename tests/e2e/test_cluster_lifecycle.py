@@ -42,7 +42,14 @@ def spare() -> Iterator[Cluster]:
         give_up(reason)
     cluster = Cluster(INSTANCES.stop - 1)
     cluster.down()
+    # Clusters that somebody keeps on this machine are not for these tests to sweep away.
+    taken = [Cluster(number).ownership for number in INSTANCES if number not in (cluster.instance, Cluster().instance)]
+    for ownership in taken:
+        with contextlib.suppress(ClusterError):
+            ownership.take()
     yield cluster
+    for ownership in taken:
+        ownership.release()
     cluster.down()
     assert cluster.leftovers() == []
 
@@ -51,32 +58,29 @@ def test_one_beside_another_is_its_owners_until_that_is_killed_and_then_goes_wit
     cluster: Cluster, spare: Cluster
 ) -> None:
     before = _machine()
-    owner = subprocess.Popen([sys.executable, "-c", _OWNER.format(instance=spare.instance)], stdout=subprocess.PIPE)
-    assert owner.stdout is not None
-    with owner.stdout as said:
-        assert "up" in said.read().decode()
+    with _owner(spare.instance) as owner:
+        # A cluster of its own, with pods on both of its nodes.
+        assert cluster.url != spare.url
+        cluster.kubectl("create", "configmap", "mine", "--namespace=default")
+        try:
+            with pytest.raises(ClusterError, match="not found"):
+                spare.kubectl("get", "configmap", "mine", "--namespace=default")
+        finally:
+            cluster.kubectl("delete", "configmap", "mine", "--namespace=default")
+        spare.import_archive(images.base_archive())
+        create(spare, "default", web("pods", replicas=6))
+        rollout(spare, "default", "pods")
+        assert {pod["spec"]["nodeName"] for pod in pods(spare, "default", "pods")} == {
+            node.name for node in spare.nodes
+        }
 
-    # A cluster of its own, with pods on both of its nodes.
-    assert cluster.url != spare.url
-    cluster.kubectl("create", "configmap", "mine", "--namespace=default")
-    try:
-        with pytest.raises(ClusterError, match="not found"):
-            spare.kubectl("get", "configmap", "mine", "--namespace=default")
-    finally:
-        cluster.kubectl("delete", "configmap", "mine", "--namespace=default")
-    spare.import_archive(images.base_archive())
-    create(spare, "default", web("pods", replicas=6))
-    rollout(spare, "default", "pods")
-    assert {pod["spec"]["nodeName"] for pod in pods(spare, "default", "pods")} == {node.name for node in spare.nodes}
+        # While its owner lives, nobody takes it away by the way, and nobody brings it up anew.
+        assert f"sair-cluster-{spare.instance} is in use by process {owner.pid}" in _by_hand("down")
+        assert spare.running
+        with pytest.raises(ClusterError, match=f"in use by process {owner.pid}"):
+            spare.up()
 
-    # While its owner lives, nobody takes it away by the way, and nobody brings it up anew.
-    assert "in use by process" in _by_hand("down")
-    assert spare.running
-    with pytest.raises(ClusterError, match=f"in use by process {owner.pid}"):
-        spare.up()
-
-    owner.kill()
-    owner.wait()
+    # It was killed.
     assert spare.running
     assert f"{spare.directory.name} removed" in _by_hand("down")
 
@@ -123,6 +127,20 @@ def _wait_for(path: Path, timeout_s: float = 20.0) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path}"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _owner(instance: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """A process that brought a cluster up and lives on."""
+    owner = subprocess.Popen([sys.executable, "-c", _OWNER.format(instance=instance)], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    try:
+        with owner.stdout as said:
+            assert "up" in said.read().decode()
+        yield owner
+    finally:
+        owner.kill()
+        owner.wait()
 
 
 def _by_hand(command: str) -> str:

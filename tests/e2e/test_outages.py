@@ -33,7 +33,7 @@ _RISING_S = 6.0
 
 @pytest.fixture(scope="module", autouse=True)
 def _prepared(cluster: Cluster, installation: Installation) -> Iterator[None]:
-    give_gpus(cluster, per_node=2)
+    give_gpus(cluster, per_node=4)
     short_rounds(cluster)
     yield
     give_gpus(cluster, per_node=0)
@@ -43,7 +43,8 @@ def _prepared(cluster: Cluster, installation: Installation) -> Iterator[None]:
 def pipeline(cluster: Cluster, _prepared: None) -> Iterator[Example]:
     """The example under its load, SAIR scaling it; its queue is on the first node, which is never taken away."""
     # So little CPU that all of it fits on one node beside SAIR itself.
-    example = Example(cluster, "e2e-outages", TRACE, cpu_max="300m", home=cluster.nodes[0].name)
+    home = cluster.nodes[0].name
+    example = Example(cluster, "e2e-outages", TRACE, cpu_max="250m", replicas_max=2, home=home)
     try:
         example.deploy()
         example.start_load()
@@ -110,14 +111,15 @@ def test_while_redis_is_away_rounds_go_on_and_what_waits_is_written_afterwards(
     # Redis, which keeps nothing over a restart here, is filled up again from what the controller holds.
     eventually(lambda: known < _experiences(cluster, unharmed), 60, "every experience, and a new one")
     eventually(lambda: metric(address, "sair_controller_unsaved_experiences") == 0, 60, "nothing that waits")
-    assert journal(cluster, f"{unharmed.namespace}/{PIPELINE}", 1)
+    assert journal(cluster, f"{unharmed.namespace}/{PIPELINE}", 20)
 
 
 def test_while_the_scheduler_is_away_only_what_wants_a_gpu_waits(
     cluster: Cluster, unharmed: Example, namespace: str
 ) -> None:
     wished = {**gpu_pods.pipeline(), "metadata": {"name": "wished"}}
-    create(cluster, namespace, wished, replica("narrow", "0.2", pipeline="wished"))
+    # So much that nobody else can be put on its GPU, and what is left of that is the wish's.
+    create(cluster, namespace, wished, replica("wide", "0.95", pipeline="wished"))
     create(cluster, namespace, stage("before", {"gpu-rate": "0.3"}, replicas=2))
     eventually(lambda: _placed(cluster, namespace) == 3, 60, "three pods on GPUs")
     before = seats(pods(cluster, namespace))
@@ -126,21 +128,21 @@ def test_while_the_scheduler_is_away_only_what_wants_a_gpu_waits(
     try:
         with _away(cluster, "scheduler"):
             create(cluster, namespace, stage("during", {"gpu-rate": "0.4"}, replicas=2), stage("plain", {}))
-            controller.wish(namespace, "wished", {"narrow": "0.5"})
+            controller.wish(namespace, "wished", {"wide": "1"})
             rollout(cluster, namespace, "plain")
             time.sleep(AWAY_S)
             waiting = pods(cluster, namespace, "during")
             assert [pod["status"]["phase"] for pod in waiting] == ["Pending", "Pending"]
-            assert not any(pod["metadata"]["name"] in _events(cluster, namespace, "pods") for pod in waiting)
-            (narrow,) = pods(cluster, namespace, "narrow")
-            assert _of(narrow, GPU_GRANTED) == "0.2"
+            assert not any(_name(pod) in _events(cluster, namespace, "pods") for pod in waiting)
+            (wide,) = pods(cluster, namespace, "wide")
+            assert _of(wide, GPU_GRANTED) == "0.95"
     finally:
         controller.close()
 
     # The new extender knows what the old one had granted, and what was wished for without any.
     eventually(lambda: _placed(cluster, namespace, "during") == 2, 120, "two more pods on GPUs")
-    eventually(lambda: [_of(pod, GPU_GRANTED) for pod in pods(cluster, namespace, "narrow")] == ["0.5"], 60, "the wish")
-    after = seats([*pods(cluster, namespace, "before"), *pods(cluster, namespace, "narrow")])
+    eventually(lambda: [_of(pod, GPU_GRANTED) for pod in pods(cluster, namespace, "wide")] == ["1"], 60, "the wish")
+    after = seats([*pods(cluster, namespace, "before"), *pods(cluster, namespace, "wide")])
     assert after == before
 
 
@@ -168,20 +170,19 @@ def test_the_standbys_of_controller_and_scheduler_take_over_when_the_leaders_are
     for component in components:
         rollout(cluster, NAMESPACE, f"sair-{component}", timeout_s=90)
     leaders = {component: _leader(cluster, component) for component in components}
-    standbys = {
-        component: {pod["metadata"]["name"] for pod in _pods_of(cluster, component)} - {leaders[component]}
-        for component in components
-    }
+    alive = {component: {_name(pod): _uid(pod) for pod in _pods_of(cluster, component)} for component in components}
     decided, known = unharmed.decided(), _experiences(cluster, unharmed)
 
     for component in components:
-        _kill(cluster, f"pod/{leaders[component]}")
+        cluster.crash(alive[component].pop(leaders[component]))
+    for component in components:
+        _delete(cluster, leaders[component])
         # So that it is the standby that takes over, and no new pod.
         _scale(cluster, component, 1)
     create(cluster, namespace, stage("during", {"gpu-rate": "0.4"}, replicas=2))
 
     for component in components:
-        eventually(lambda c=component: {_leader(cluster, c)} == standbys[c], 60, f"the standby of {component} leads")  # type: ignore[misc]  # bound here
+        eventually(lambda c=component: [_leader(cluster, c)] == list(alive[c]), 60, f"the standby of {component} leads")  # type: ignore[misc]  # bound here
     eventually(lambda: _placed(cluster, namespace) == 4, 60, "four pods on GPUs")
     eventually(lambda: unharmed.decided() > decided, 60, "a decision of the new leader")
     assert known <= _experiences(cluster, unharmed)
@@ -248,9 +249,12 @@ def test_replicas_of_a_node_that_goes_in_a_ramp_move_to_the_other_with_their_sha
 @contextlib.contextmanager
 def _away(cluster: Cluster, component: str) -> Iterator[None]:
     """A component is killed, without a goodbye, and none takes its place for as long as this lasts."""
+    crashed = _pods_of(cluster, component)
+    for pod in crashed:
+        cluster.crash(_uid(pod))
     _scale(cluster, component, 0)
     try:
-        _kill(cluster, "pods", f"--selector=app.kubernetes.io/component={component}")
+        _delete(cluster, *map(_name, crashed))
         eventually(lambda: _pods_of(cluster, component) == [], 60, f"no {component}")
         yield
     finally:
@@ -263,8 +267,9 @@ def _scale(cluster: Cluster, component: str, replicas: int) -> None:
     cluster.kubectl("scale", workload, f"--replicas={replicas}", f"--namespace={NAMESPACE}")
 
 
-def _kill(cluster: Cluster, *which: str) -> None:
-    cluster.kubectl("delete", *which, f"--namespace={NAMESPACE}", "--grace-period=0", "--force")
+def _delete(cluster: Cluster, *pods: str) -> None:
+    """Delete pods whose processes were killed, and wait until nothing of them runs any more."""
+    cluster.kubectl("delete", "pods", *pods, f"--namespace={NAMESPACE}", "--grace-period=1", "--ignore-not-found")
 
 
 def _leader(cluster: Cluster, component: str) -> str:
@@ -305,6 +310,14 @@ def _placed(cluster: Cluster, namespace: str, app: str | None = None) -> int:
     return sum(seats(pods(cluster, namespace, app)).values())
 
 
+def _name(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def _uid(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["uid"])
+
+
 def _of(pod: dict[str, Any], annotation: str) -> str:
     return str(pod["metadata"].get("annotations", {}).get(annotation, ""))
 
@@ -340,8 +353,9 @@ def _move(example: Example, source: str, target: str) -> None:
     """Put every stage on one node."""
     example.cluster.kubectl("cordon", source)
     try:
-        deployments = [f"deployment/{name}" for name in STAGES]
-        example.cluster.kubectl("rollout", "restart", *deployments, f"--namespace={example.namespace}")
+        there = [_name(pod) for pod in example.pods() if pod["spec"].get("nodeName") == source]
+        if there:
+            example.cluster.kubectl("delete", "pods", *there, f"--namespace={example.namespace}", "--wait=false")
         _await_on(example, target)
     finally:
         example.cluster.kubectl("uncordon", source)

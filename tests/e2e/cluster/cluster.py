@@ -194,6 +194,10 @@ class Cluster:
         self._table().start(component, self._command(component, binaries.require(BINARIES)))
         wait_until(lambda: self.running, 60.0, lambda: self._table().tail(component))
 
+    def crash(self, pod: str) -> None:
+        """Kill every process of the pod of that uid, without a warning to it or to Kubernetes."""
+        cgroups.kill(self._fabric.prefix, pod)
+
     def kill_node(self, number: int) -> None:
         """Take a node away as a power cut does."""
         self._nodes[number].kill()

@@ -192,6 +192,9 @@ class ForeignCluster(Cluster):
         """Not here."""
         raise Unavailable(f"{component} of somebody else's cluster is not started")
 
+    def crash(self, pod: str) -> None:
+        """Its processes are out of reach; to delete the pod has to do."""
+
     def kill_node(self, number: int) -> None:
         """Not here."""
         raise Unavailable(f"node {number} of somebody else's cluster is not killed")

@@ -7,6 +7,9 @@ from typing import TextIO
 
 from tests.e2e.cluster.errors import ClusterError
 
+_HELD: dict[Path, TextIO] = {}
+"""What this process owns; the lock would go with the file object, and so it is kept here."""
+
 
 class Ownership:
     """The right to a cluster that one process at a time has."""
@@ -18,7 +21,6 @@ class Ownership:
             path: of the file that is locked; it stays.
         """
         self._path = path
-        self._held: TextIO | None = None
 
     def take(self) -> None:
         """Own it until `release` or the end of this process; to own it already is fine.
@@ -26,7 +28,7 @@ class Ownership:
         Raises:
             ClusterError: a process that is alive owns it.
         """
-        if self._held is not None:
+        if self._path in _HELD:
             return
         try:
             file = self._path.open("a+")
@@ -40,10 +42,9 @@ class Ownership:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        self._held = file
+        _HELD[self._path] = file
 
     def release(self) -> None:
         """Own it no longer; not to own it is fine."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        if file := _HELD.pop(self._path, None):
+            file.close()
