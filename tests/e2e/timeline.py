@@ -21,7 +21,8 @@ def timeline(
         rounds: of the controller's journal, oldest first.
 
     Returns:
-        A row for each second; the stages' columns say replicas × cores each, and the share granted to all of them.
+        A row for each second; the stages' columns say how many replicas run, and the cores and the share that all of them have, those that
+        only begin included.
     """
     by_second: dict[int, list[float]] = {}
     for due_s, latency_s in latencies:
@@ -43,8 +44,8 @@ def timeline(
 
 def _had(sample: Sample, stage: str) -> str:
     replicas, cores, share = (each.get(stage, 0) for each in (sample.replicas, sample.cores, sample.shares))
-    size = f"{replicas} × {cores / replicas:.2f}" if replicas else "0"
-    return f"{size}, {share:.2f}" if share else size
+    size = f"{replicas}, {cores:.2f} cores"
+    return f"{size}, {share:.2f} GPU" if share else size
 
 
 def _acts(rounds: Sequence[RecordedRound]) -> Iterable[tuple[float, str]]:
