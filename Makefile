@@ -50,7 +50,7 @@ fmt: $(STAMP)-dev ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 unit: $(STAMP)-dev hook cluster-ready ## The tests, with the real Kubernetes where this machine can have one
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest
 
 # In CI a cluster that cannot be had is a failure; elsewhere its tests are skipped and say why.
 ifeq ($(CI),true)
@@ -62,7 +62,7 @@ cluster-ready: $(STAMP)-dev
 	@if command -v go >/dev/null; then $(BIN)/python -m tests.e2e.cluster build; \
 	else echo "No Go here: where no Kubernetes binaries are on the PATH, tests that need them are skipped." >&2; fi
 
-e2e: $(STAMP)-dev hook cluster-ready ## The tests on a real two-node cluster alone (KUBECONFIG points them at another)
+e2e: $(STAMP)-dev hook cluster-ready ## The tests on a real two-node cluster alone (SAIR_E2E_KUBECONFIG points them at another)
 	$(BIN)/pytest tests/e2e
 
 demo-kubernetes: $(STAMP)-dev cluster-ready ## The same on a real Kubernetes on this machine (root; KEEP=1 keeps it)
@@ -73,7 +73,7 @@ cluster-up: $(STAMP)-dev cluster-ready ## Bring up a real two-node Kubernetes on
 
 cluster: cluster-up
 
-cluster-down: $(STAMP)-dev ## Remove every trace of it, also after a crash
+cluster-down: $(STAMP)-dev ## Remove every trace of every cluster that nobody uses, also after a crash
 	$(BIN)/python -m tests.e2e.cluster down
 
 hook: ## Build the CUDA hook and its simulated driver (gcc)

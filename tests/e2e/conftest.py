@@ -4,18 +4,22 @@ import contextlib
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from tests.controlplane import give_up
+from tests.e2e.bars import BARS, SUITE_S, Bar, Bars, busy_with_others
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.foreign import ForeignCluster
 from tests.e2e.cluster.installation import Installation, kustomization
 
-_LONG = {"test_live_rates", "test_outages", "test_scaling"}
-"""Minutes each, and of what a busy machine does to a whole cluster; `make e2e` runs them, `make test` leaves them out."""
+_CLUSTER_READY_S = 15.0
+_SAIR_READY_S = 60.0
+_TIMEOUT_S = 900
+"""The first test also waits for images to be built, which on a busy machine takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,13 @@ def _chosen() -> _Chosen:
 
 
 @pytest.fixture(scope="session")
-def cluster(_chosen: _Chosen) -> Iterator[Cluster]:
+def bars(pytestconfig: pytest.Config) -> Bars:
+    """What this session measures of the harness and of the installation; printed at its end."""
+    return pytestconfig.stash.setdefault(BARS, {})
+
+
+@pytest.fixture(scope="session")
+def cluster(_chosen: _Chosen, bars: Bars) -> Iterator[Cluster]:
     """The cluster that SAIR_E2E_KUBECONFIG names, else the machine's own; the tests' images are on its nodes.
 
     One that is up already is used and left up; otherwise one comes up for this session and goes with it.
@@ -42,8 +52,11 @@ def cluster(_chosen: _Chosen) -> Iterator[Cluster]:
         if isinstance(cluster, ForeignCluster):
             cluster.require_fit()
             cluster.load(images.pause())
-        elif not _chosen.stays:
-            cluster.up()
+        elif _chosen.stays:
+            cluster.ownership.take()
+        else:
+            others = busy_with_others()
+            bars["cluster Ready"] = Bar(_CLUSTER_READY_S, cluster.up(), others)
     except Unavailable as reason:
         give_up(reason)
     try:
@@ -53,6 +66,8 @@ def cluster(_chosen: _Chosen) -> Iterator[Cluster]:
     finally:
         if not _chosen.stays or isinstance(cluster, ForeignCluster):
             cluster.down()
+        else:
+            cluster.ownership.release()
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +79,13 @@ def harness(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def installation(cluster: Cluster, _chosen: _Chosen) -> Iterator[Installation]:
+def installation(cluster: Cluster, _chosen: _Chosen, bars: Bars) -> Iterator[Installation]:
     """SAIR on the cluster, every component Ready; gone again when the session ends, unless the cluster goes anyway."""
     installation = Installation(cluster, kustomization(os.environ))
     installation.load_images()
+    others = busy_with_others()
     installation.apply()
-    installation.wait()
+    bars["SAIR Ready"] = Bar(_SAIR_READY_S, installation.wait(), others)
     yield installation
     if _chosen.stays:
         installation.delete()
@@ -78,16 +94,22 @@ def installation(cluster: Cluster, _chosen: _Chosen) -> Iterator[Installation]:
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, where the Pod Security profile "restricted" is enforced."""
-    name = f"e2e-{abs(hash(request.node.nodeid)) % 10**8:08d}"
-    cluster.apply(
-        [
-            {
-                "apiVersion": "v1",
-                "kind": "Namespace",
-                "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-            }
-        ]
-    )
+    with _namespace(cluster, request.node.nodeid) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def shared_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same for all tests of a module that leave nothing in it, or nothing that another one minds."""
+    with _namespace(cluster, request.node.nodeid) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _namespace(cluster: Cluster, owner: str) -> Iterator[str]:
+    name = f"e2e-{abs(hash(owner)) % 10**8:08d}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}])
     yield name
     with contextlib.suppress(ClusterError):
         cluster.kubectl("delete", "pods", "--all", f"--namespace={name}", "--force", "--grace-period=0", "--wait=false")
@@ -104,11 +126,27 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs the cluster is marked so, and has more time than a unit test has."""
+    """Whatever needs the cluster is marked so, and has more time than a unit test has unless it says itself how much."""
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
-            # The first one also waits for images to be built, which on a busy machine takes minutes.
-            item.add_marker(pytest.mark.timeout(900), append=False)
-        if item.path.stem in _LONG:
-            item.add_marker(pytest.mark.long)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_TIMEOUT_S))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured against the bars."""
+    bars = config.stash.get(BARS, {})
+    if not bars:
+        return
+    here = os.path.relpath(Path(__file__).parent, config.rootpath)
+    reports = [report for stage in terminalreporter.stats.values() for report in stage]
+    took_s = sum(
+        report.duration
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.nodeid.startswith(f"{here}/")
+    )
+    terminalreporter.section("bars of the real cluster")
+    for name, bar in bars.items():
+        terminalreporter.write_line(f"{name}: {bar}")
+    terminalreporter.write_line(f"the tests on it that ran: {took_s:.0f} s; all of them may take {SUITE_S:g} s")

@@ -1,31 +1,56 @@
-"""The controller with rounds so short that a minute holds several."""
+"""The controller with rounds so short that a minute holds several, and what it remembers."""
 
-import contextlib
-from collections.abc import Iterator
+import json
+import urllib.request
+from collections.abc import Sequence
 
+from controller.recorded import RecordedRound, rounds_in
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.pods import rollout
 
-_NAMESPACE = "sair-system"
-_FAST = {"SAIR_CONTROLLER_INTERVAL_S": "8", "SAIR_CONTROLLER_WINDOW_S": "5", "SAIR_CONTROLLER_REFLEX_INTERVAL_S": "1"}
+NAMESPACE = "sair-system"
+INTERVAL_S = 8
+"""Of the rounds of `short_rounds`."""
+_FAST = {
+    "SAIR_CONTROLLER_INTERVAL_S": f"{INTERVAL_S}",
+    "SAIR_CONTROLLER_WINDOW_S": "5",
+    "SAIR_CONTROLLER_REFLEX_INTERVAL_S": "1",
+}
 
 
-@contextlib.contextmanager
-def short_rounds(cluster: Cluster) -> Iterator[None]:
-    """Rounds of 8 s and a reflex that looks every second; afterwards as it was."""
-    _set(cluster, [f"{name}={value}" for name, value in _FAST.items()])
-    try:
-        yield
-    finally:
-        _set(cluster, [f"{name}-" for name in _FAST])
+def short_rounds(cluster: Cluster) -> None:
+    """From now on rounds of 8 s and a reflex that looks every second; where it is so already, nothing happens."""
+    variables = [f"{name}={value}" for name, value in _FAST.items()]
+    cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={NAMESPACE}", *variables)
+    rollout(cluster, NAMESPACE, "sair-controller", timeout_s=90)
 
 
 def redis(cluster: Cluster, *command: str) -> str:
     """Ask the controller's memory."""
     ask = ["redis-cli", "--user", "sair", "--no-auth-warning", *command]
-    return cluster.kubectl("exec", "sair-redis-0", f"--namespace={_NAMESPACE}", "--container=redis", "--", *ask)
+    return cluster.kubectl("exec", "sair-redis-0", f"--namespace={NAMESPACE}", "--container=redis", "--", *ask)
 
 
-def _set(cluster: Cluster, variables: list[str]) -> None:
-    cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={_NAMESPACE}", *variables)
-    rollout(cluster, _NAMESPACE, "sair-controller", timeout_s=90)
+def journal(cluster: Cluster, pipeline: str, latest: int) -> Sequence[RecordedRound]:
+    """The newest rounds, oldest first.
+
+    Args:
+        cluster: where SAIR is.
+        pipeline: namespace/name.
+        latest: records to look at, a few for each round.
+
+    Raises:
+        ClusterError: Redis cannot be asked.
+    """
+    key = f"sair:{{{pipeline}}}:decisions"
+    said = redis(cluster, "--json", "XREVRANGE", key, "+", "-", "COUNT", str(latest))
+    records = [(identifier, dict(zip(flat[::2], flat[1::2], strict=True))) for identifier, flat in json.loads(said)]
+    rounds, _ = rounds_in(key, reversed(records))
+    return rounds
+
+
+def metric(address: str, name: str) -> float:
+    """The sum of a metric's samples, as the component at that address tells them."""
+    with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))

@@ -8,7 +8,6 @@ on the simulated driver, under the real hook.
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -20,20 +19,20 @@ from rich.live import Live
 
 from controller.decision import Decision
 from controller.journal import RoundReport
-from controller.recorded import RecordedRound, rounds_in
+from controller.recorded import RecordedRound
 from controller.simulation.live import LiveView
 from controller.state import HOLD, difference
 from tests.e2e.cluster import binaries, dependencies
 from tests.e2e.cluster.cluster import BINARIES, Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import EXAMPLE, Installation
+from tests.e2e.controller import NAMESPACE, journal
 from tests.e2e.example import PIPELINE
 from tests.e2e.stages import give_gpus
 
 _INSTANCE = 1
 """Not the tests' cluster."""
 _NAMESPACE = "sair-example"
-_SYSTEM = "sair-system"
 _ROUND_S = 10
 """Of the controller here; 30 s is the default."""
 _LOOK_S = 2.0
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _running(cluster, keep=options.keep, console=console):
             _install(cluster, console)
-            _watch(cluster, options.seconds, console)
+            watch(cluster, _NAMESPACE, options.seconds, console, round_s=_ROUND_S)
     except ClusterError as error:
         print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 1
@@ -69,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _running(cluster: Cluster, *, keep: bool, console: Console) -> Iterator[None]:
     """The cluster is up; afterwards it is gone, whatever happened, unless it is to be kept or ran before."""
     kept = keep or cluster.running
+    cluster.ownership.take()
     try:
         if not cluster.running:
             dependencies.require()
@@ -91,6 +91,7 @@ def _running(cluster: Cluster, *, keep: bool, console: Console) -> Iterator[None
         else:
             cluster.down()
             console.print("The cluster is gone.")
+        cluster.ownership.release()
 
 
 def _install(cluster: Cluster, console: Console) -> None:
@@ -105,7 +106,7 @@ def _install(cluster: Cluster, console: Console) -> None:
     said("images on the nodes")
     sair.apply()
     wanted = [f"SAIR_CONTROLLER_INTERVAL_S={_ROUND_S}", f"SAIR_CONTROLLER_WINDOW_S={_ROUND_S / 2:g}"]
-    cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={_SYSTEM}", *wanted)
+    cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={NAMESPACE}", *wanted)
     sair.wait()
     give_gpus(cluster, per_node=2)
     said("SAIR Ready; two GPUs announced on each node")
@@ -114,17 +115,26 @@ def _install(cluster: Cluster, console: Console) -> None:
     said("the example runs")
 
 
-def _watch(cluster: Cluster, seconds: float, console: Console) -> None:
+def watch(cluster: Cluster, namespace: str, seconds: float, console: Console, *, round_s: float) -> None:
+    """Show every round of the controller for the example of a namespace.
+
+    Args:
+        cluster: where it runs.
+        namespace: of the example.
+        seconds: how long to watch.
+        console: live on a terminal, else a line for each round.
+        round_s: length of the controller's rounds, to say so.
+    """
     nodes = len(cluster.nodes)
     view = LiveView(
         f"SAIR · {PIPELINE} · Kubernetes with {nodes} nodes on this machine",
-        f"real pods, real requests; GPUs simulated under the real hook; rounds of {_ROUND_S} s",
+        f"real pods, real requests; GPUs simulated under the real hook; rounds of {round_s:g} s",
         0.0,
     )
     begin, shown = time.monotonic(), ""
     with Live(view, console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext():
         while time.monotonic() < begin + seconds:
-            for recorded in _journal(cluster):
+            for recorded in _journal(cluster, namespace):
                 # Identifiers of a stream are ordered by time; lengths of their two parts do not change within a run.
                 if recorded.identifier <= shown:
                     continue
@@ -135,34 +145,20 @@ def _watch(cluster: Cluster, seconds: float, console: Console) -> None:
                     view.reflexes += len(recorded.reflexes())
                     asyncio.run(view.round_ended(report))
                     if not console.is_terminal:
-                        print(view.line(), flush=True)
+                        console.print(view.line(), highlight=False, markup=False, soft_wrap=True)
             time.sleep(_LOOK_S)
     console.print(f"{view.completed} requests seen in the controller's windows, {view.missed} later than the SLO")
-    print(cluster.kubectl("get", "pipelines", f"--namespace={_NAMESPACE}"))
+    console.print(
+        cluster.kubectl("get", "pipelines", f"--namespace={namespace}"), highlight=False, markup=False, soft_wrap=True
+    )
 
 
-def _journal(cluster: Cluster) -> Sequence[RecordedRound]:
+def _journal(cluster: Cluster, namespace: str) -> Sequence[RecordedRound]:
     """The newest rounds, oldest first; none while Redis cannot be asked."""
-    key = f"sair:{{{_NAMESPACE}/{PIPELINE}}}:decisions"
-    ask = [
-        "redis-cli",
-        "--user",
-        "sair",
-        "--no-auth-warning",
-        "--json",
-        "XREVRANGE",
-        key,
-        "+",
-        "-",
-        "COUNT",
-        f"{_LATEST}",
-    ]
     try:
-        said = cluster.kubectl("exec", "sair-redis-0", f"--namespace={_SYSTEM}", "--container=redis", "--", *ask)
+        rounds = journal(cluster, f"{namespace}/{PIPELINE}", _LATEST)
     except ClusterError:
         return ()
-    records = [(identifier, dict(zip(flat[::2], flat[1::2], strict=True))) for identifier, flat in json.loads(said)]
-    rounds, _ = rounds_in(key, reversed(records))
     # What the cluster made of the newest decision may not be written yet; it is shown once it is.
     waiting = rounds and rounds[-1].decided and rounds[-1].applied is None and rounds[-1].text("action") != str(HOLD)
     return rounds[:-1] if waiting else rounds

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,8 @@ class Example:
         cpu_ms: CPU time per request, by stage.
         gpu_ms: time per request that a whole GPU takes.
         gpu_rate: share of a GPU at the start.
+        gpu_rate_max: largest share a replica may get; empty: the default.
+        replicas_max: most replicas of a stage; None: what the example says.
         cpu_max: most CPU a replica of a stage may get; empty: the default.
         home: node that queue and client are put on; any if empty.
         hpa_percent: utilisation of the CPU at which the cluster's own autoscaler holds each stage; None: there is none.
@@ -69,6 +72,8 @@ class Example:
     cpu_ms: Mapping[str, float] = field(default_factory=lambda: {"preprocess": 4, "inference": 1, "postprocess": 2})
     gpu_ms: float = 25
     gpu_rate: str = "0.4"
+    gpu_rate_max: str = ""
+    replicas_max: int | None = None
     cpu_max: str = ""
     home: str = ""
     hpa_percent: int | None = None
@@ -94,6 +99,11 @@ class Example:
         """End the client."""
         self._kubectl("scale", "deployment/load", "--replicas=0")
 
+    def restart_load(self) -> None:
+        """Let the client begin its trace anew."""
+        self._kubectl("delete", "pods", "--selector=app.kubernetes.io/name=load", "--grace-period=0", "--force")
+        self._kubectl("rollout", "status", "deployment/load", "--timeout=60s", timeout_s=70)
+
     def outcome(self, slo_s: float, core_s: float, share_s: float) -> Outcome:
         """What the run was like, up to now.
 
@@ -102,9 +112,7 @@ class Example:
             core_s: core-seconds that its stages had.
             share_s: GPU-share-seconds that they were granted.
         """
-        now = float(self._redis("TIME").split()[0])
-        done = {born: float(queued) for born, queued in self._stream("results")}
-        latencies = sorted(done.get(born, now) - float(born) for born, _ in self._stream(f"stage:{STAGES[0]}"))
+        latencies = sorted(latency_s for _, latency_s in self.latencies())
         return Outcome(
             requests=len(latencies),
             missed=sum(latency > slo_s for latency in latencies),
@@ -113,6 +121,12 @@ class Example:
             core_s=core_s,
             share_s=share_s,
         )
+
+    def latencies(self) -> list[tuple[float, float]]:
+        """Of each request so far when it was due, Unix seconds, and the seconds until it was done, or its age if it is not."""
+        now = float(self._redis("TIME").split()[0])
+        done = {born: float(queued) for born, queued in self._stream("results")}
+        return [(float(born), done.get(born, now) - float(born)) for born, _ in self._stream(f"stage:{STAGES[0]}")]
 
     def sent(self) -> int:
         """Requests sent so far."""
@@ -148,6 +162,17 @@ class Example:
         status: dict[str, Any] = raw.get("status", {})
         return status
 
+    def decided(self) -> int:
+        """Number of the newest decision of the controller, -1 before the first."""
+        return int(self.status().get("lastDecision", {}).get("round", -1))
+
+    def columns(self) -> dict[str, str]:
+        """What `kubectl get pipelines` shows of it, by column."""
+        head, row = self._kubectl("get", "pipelines", PIPELINE).splitlines()
+        starts = [found.start() for found in re.finditer(r"\S+", head)]
+        ends = [*starts[1:], max(len(head), len(row))]
+        return {head[at:to].strip(): row[at:to].strip() for at, to in zip(starts, ends, strict=True)}
+
     def delete(self) -> None:
         """Remove it all; does not wait."""
         self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found")
@@ -166,6 +191,8 @@ class Example:
             if name in STAGES:
                 template["spec"]["terminationGracePeriodSeconds"] = 5
                 template["metadata"]["annotations"]["sair.dev/mode"] = self.mode
+                if self.replicas_max is not None:
+                    template["metadata"]["annotations"]["sair.dev/replicas-max"] = str(self.replicas_max)
                 if self.cpu_max:
                     template["metadata"]["annotations"]["sair.dev/cpu-max"] = self.cpu_max
                 container["args"].append(f"--cpu-ms={self.cpu_ms[name]:g}")
@@ -173,11 +200,16 @@ class Example:
                     amounts["cpu"] = self.cpu[name]
             elif self.home:
                 template["spec"]["nodeSelector"] = {"kubernetes.io/hostname": self.home}
+            if name == "load":
+                # It has nothing to finish, and as the first process of its container it does not hear SIGTERM.
+                template["spec"]["terminationGracePeriodSeconds"] = 0
             if name == "preprocess":
                 # It can grow by CPU only, so that a ramp shows that knob as well.
                 template["metadata"]["annotations"]["sair.dev/replicas-max"] = "1"
             if name == "inference":
                 template["metadata"]["annotations"][GPU_RATE] = self.gpu_rate
+                if self.gpu_rate_max:
+                    template["metadata"]["annotations"]["sair.dev/gpu-rate-max"] = self.gpu_rate_max
                 container["args"].append(f"--gpu-ms={self.gpu_ms:g}")
         return item
 

@@ -4,29 +4,33 @@ import base64
 import json
 import subprocess
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sair.annotations import GPU_RATE, PIPELINE, STAGE
+from sair.annotations import GPU_MEMORY, GPU_RATE, PIPELINE, STAGE
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, create
+from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, create, eventually, execute, pods
 
 PIPELINE_NAME = "e2e"
 BIN_NS = 1_000_000
 
-_IMAGE = "localhost/sair-e2e-gpu:1"
+_IMAGE = "localhost/sair-example:development"
+"""The example's own, so that it is built and imported once."""
 _FILES = "gpu-files"
 _OBSERVER = Path(__file__).with_name("observer.py")
-_COMMAND = [
-    "/opt/example/venv/bin/python3",
-    "/files/observer.py",
-    "/opt/example/simulated/libcuda.so.1",
-    "/files/libsimgpu.so",
-]
+DRIVER = "/opt/example/simulated/libcuda.so.1"
+_COMMAND = ["/opt/example/venv/bin/python3", "/files/observer.py", DRIVER, "/files/libsimgpu.so"]
+_ALLOCATE = """
+import ctypes
+from app.device import Device
+Device("{driver}")  # makes a context
+pointer = ctypes.c_uint64()
+print(ctypes.CDLL("{driver}").cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t({size})))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,27 @@ def busy_pod(name: str, rate: str | None, *, node: str | None = None) -> dict[st
     }
 
 
+def busy_stage(name: str, rate: str, memory: str) -> dict[str, Any]:
+    """A Deployment of one such pod, as users write them; the controller looks on.
+
+    Args:
+        name: of the Deployment and the stage.
+        rate: share to begin with.
+        memory: GPU memory limit.
+    """
+    pod = busy_pod(name, rate)
+    labels = pod["metadata"]["labels"]
+    # A pipeline of its own, whose status is the controller's.
+    opted_in = pod["metadata"]["annotations"] | {PIPELINE: name, GPU_MEMORY: memory, "sair.dev/mode": "off"}
+    template = {"metadata": {"labels": labels, "annotations": opted_in}, "spec": pod["spec"]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": template},
+    }
+
+
 def pipeline() -> dict[str, Any]:
     """The Pipeline that bare pods belong to. No Deployment does, so the controller leaves its status to whoever writes it."""
     return {
@@ -107,17 +132,24 @@ def pipeline() -> dict[str, Any]:
 
 
 def addresses(cluster: Cluster, namespace: str, names: Sequence[str]) -> dict[str, str]:
-    """Wait until these pods are Ready; returns where each can be asked."""
-    targets = [f"pod/{name}" for name in names]
+    """Wait until the pods of these apps are Ready; returns where each can be asked."""
     options = ["--for=condition=Ready", "--timeout=180s", f"--namespace={namespace}"]
     try:
-        cluster.kubectl("wait", *targets, *options, timeout_s=190)
+        for name in names:
+            # Which waits for none as long as there is none.
+            eventually(lambda name=name: pods(cluster, namespace, name) != [], 30, f"a pod of {name}")  # type: ignore[misc]  # bound here
+        cluster.kubectl("wait", "pod", "--selector=busy=yes", *options, timeout_s=190)
     except ClusterError as error:
         error.add_note(cluster.kubectl("get", "pods,events", f"--namespace={namespace}", "--output=wide"))
         raise
-    found = cluster.kubectl("get", "pods", "--selector=busy=yes", f"--namespace={namespace}", "--output=json")
-    by_name: Mapping[str, Any] = {pod["metadata"]["name"]: pod for pod in json.loads(found)["items"]}
-    return {name: by_name[name]["status"]["podIP"] for name in names}
+    by_app = {pod["metadata"]["labels"]["app"]: pod["status"]["podIP"] for pod in pods(cluster, namespace)}
+    return {name: by_app[name] for name in names}
+
+
+def allocate(cluster: Cluster, namespace: str, pod: str, mebibytes: int) -> int:
+    """What the CUDA driver answers in that pod to somebody who wants so much of the GPU's memory; 0 is yes."""
+    ask = _ALLOCATE.format(driver=DRIVER, size=mebibytes << 20)
+    return int(execute(cluster, namespace, pod, "/opt/example/venv/bin/python3", "-c", ask))
 
 
 def changes(address: str) -> list[Change]:

@@ -17,6 +17,8 @@ RESTRICTED_CONTAINER = {
     "capabilities": {"drop": ["ALL"]},
 }
 
+_LOOK_S = 0.25
+"""A condition costs a start of kubectl each time: as seldom as a test's duration allows."""
 _SERVE_INFO = ["python3", "-u", "-m", "http.server", "8000", "--directory", "/info"]
 
 
@@ -112,5 +114,5 @@ def eventually(condition: Callable[[], bool], timeout_s: float, what: str) -> fl
     begin = time.monotonic()
     while not condition():
         assert time.monotonic() < begin + timeout_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.1)
+        time.sleep(_LOOK_S)
     return time.monotonic() - begin

@@ -1,18 +1,22 @@
 """Requests to the API server without the tenth of a second that starting kubectl takes, for what is timed."""
 
+import contextlib
 import http.client
 import json
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Final, Self
 
 from sair.annotations import GPU_GRANTED, GPU_INDEX
 from tests.e2e.cluster.cluster import Cluster
+
+ENDED: Final = ("Succeeded", "Failed")
+"""Phases of pods that hold nothing any more."""
+_ANEW: Final = "ANEW"
+"""In place of an event: what was known of pods is void."""
 
 CONTROLLER = "system:serviceaccount:sair-system:sair-controller"
 
@@ -27,7 +31,7 @@ class Rest:
             cluster: whose API server.
             user: user to pose as, with nothing but that user's rights; None: the administrator.
         """
-        self._connection = _connect(cluster)
+        self._connection = cluster.connection()
         self._headers = {"Impersonate-User": user} if user else {}
 
     def wish(self, namespace: str, pipeline: str, rates: Mapping[str, str]) -> None:
@@ -64,31 +68,54 @@ class Rest:
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
         self._send("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod}", body, "application/json")
 
+    def pods(self) -> list[dict[str, Any]]:
+        """The pods of all namespaces.
+
+        Raises:
+            AssertionError: the server refused.
+            OSError: it is away.
+        """
+        listed: list[dict[str, Any]] = json.loads(self._send("GET", "/api/v1/pods"))["items"]
+        return listed
+
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next request opens another."""
         self._connection.close()
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any], kind: str) -> None:
-        self._connection.request(method, path, json.dumps(body), {**self._headers, "Content-Type": kind})
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None, kind: str = "") -> str:
+        content = {"Content-Type": kind} if kind else {}
+        self._connection.request(method, path, json.dumps(body) if body else None, {**self._headers, **content})
         answer = self._connection.getresponse()
         text = answer.read().decode()
         assert answer.status in (http.HTTPStatus.OK, http.HTTPStatus.CREATED), text
+        return text
 
 
 class PodWatch:
-    """Every version of every pod of a namespace, with the time at which it arrived here."""
+    """Every version of every pod of a namespace, or of all, with the time at which it arrived here. It outlives outages of the server."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
-        """Begin to watch in a thread of its own."""
-        # Nothing may happen for as long as it likes.
-        self._connection = _connect(cluster, timeout_s=None)
-        self._connection.request("GET", f"/api/v1/namespaces/{namespace}/pods?watch=true")
-        self._answer = self._connection.getresponse()
+    def __init__(self, cluster: Cluster, namespace: str | None = None) -> None:
+        """Begin to watch in a thread of its own.
+
+        Args:
+            cluster: whose pods.
+            namespace: None: all of them.
+        """
+        self._cluster = cluster
+        self._path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
+        self._closing = threading.Event()
         self._changed = threading.Condition()
         self._versions: list[tuple[float, dict[str, Any]]] = []
         self._events: list[dict[str, Any]] = []
+        self._connect()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def first(self, holds: Callable[[dict[str, Any]], bool], since: float, timeout_s: float = 20.0) -> float:
         """Time of the first version after `since` of which something holds; waits for it.
@@ -112,16 +139,20 @@ class PodWatch:
             return [seen for _, seen in self._versions if seen["metadata"]["name"] == pod]
 
     def fullest(self) -> Decimal:
-        """The most that was granted on any GPU at any moment, over all versions of all pods of the namespace."""
+        """The most that was granted on any GPU at any moment, over all versions of all these pods."""
         with self._changed:
             events = list(self._events)
         held: dict[str, tuple[tuple[str, str], Decimal]] = {}
         most = Decimal(0)
         for event in events:
+            if event["type"] == _ANEW:
+                held.clear()
+                continue
             pod = event["object"]
             uid, annotations = pod["metadata"]["uid"], pod["metadata"].get("annotations", {})
             held.pop(uid, None)
-            if event["type"] != "DELETED" and GPU_INDEX in annotations:
+            # A pod that has ended holds no share.
+            if event["type"] != "DELETED" and pod["status"]["phase"] not in ENDED and GPU_INDEX in annotations:
                 held[uid] = ((pod["spec"]["nodeName"], annotations[GPU_INDEX]), Decimal(annotations[GPU_GRANTED]))
             shares: dict[tuple[str, str], Decimal] = {}
             for seat, share in held.values():
@@ -129,30 +160,59 @@ class PodWatch:
             most = max([most, *shares.values()])
         return most
 
+    def restarts(self, namespace: str) -> int:
+        """The most that any container of a pod of that namespace was restarted."""
+        with self._changed:
+            seen = [pod for _, pod in self._versions if pod["metadata"]["namespace"] == namespace]
+        counts = (each["restartCount"] for pod in seen for each in pod["status"].get("containerStatuses", ()))
+        return max(counts, default=0)
+
     def close(self) -> None:
         """Stop watching."""
+        self._closing.set()
         if self._connection.sock is not None:
             # Closing alone would not wake the thread that reads.
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+            with contextlib.suppress(OSError):
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(timeout=20)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._answer.close()
+        self._connection.close()
+
+    def _connect(self) -> None:
+        # Nothing may happen for as long as it likes.
+        self._connection = self._cluster.connection(timeout_s=None)
+        try:
+            self._connection.request("GET", f"{self._path}?watch=true")
+            self._answer = self._connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            raise
 
     def _read(self) -> None:
-        try:
-            for line in self._answer:
-                at, event = time.time(), json.loads(line)
+        while not self._closing.is_set():
+            try:
+                for line in self._answer:
+                    at, event = time.time(), json.loads(line)
+                    with self._changed:
+                        self._events.append(event)
+                        self._versions.append((at, event["object"]))
+                        self._changed.notify_all()
+            except (OSError, ValueError, AttributeError, http.client.HTTPException):
+                pass  # the server is away, or the connection was closed under it
+            self._again()
+
+    def _again(self) -> None:
+        """Watch anew: every pod there is arrives again, and those that are gone in between do not."""
+        while not self._closing.wait(0.2):
+            self._disconnect()
+            try:
+                self._connect()
+            except (OSError, http.client.HTTPException):
+                continue
+            if self._answer.status == http.HTTPStatus.OK:
                 with self._changed:
-                    self._events.append(event)
-                    self._versions.append((at, event["object"]))
-                    self._changed.notify_all()
-        except (OSError, ValueError, AttributeError):
-            # The connection was closed under it.
-            return
-
-
-def _connect(cluster: Cluster, timeout_s: float | None = 15.0) -> http.client.HTTPSConnection:
-    url = urlsplit(cluster.url)
-    pki = cluster.directory / "pki"
-    context = ssl.create_default_context(cafile=pki / "ca.crt")
-    context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
-    return http.client.HTTPSConnection(url.hostname or "", url.port, context=context, timeout=timeout_s)
+                    self._events.append({"type": _ANEW})
+                return

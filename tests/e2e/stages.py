@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from sair.annotations import GPU_GRANTED, GPU_INDEX, GPUS, PIPELINE, STAGE
@@ -87,24 +86,6 @@ def seats(pods: list[dict[str, Any]]) -> "Counter[tuple[str, str]]":
     """How many of these pods each GPU has, by node and index; those without a GPU are not counted."""
     placed = [pod for pod in pods if GPU_INDEX in pod["metadata"].get("annotations", {})]
     return Counter((pod["spec"]["nodeName"], pod["metadata"]["annotations"][GPU_INDEX]) for pod in placed)
-
-
-def shares(cluster: Cluster) -> dict[tuple[str, str], Decimal]:
-    """What is granted on each GPU of the cluster, over all namespaces, by node and index."""
-    pods = json.loads(cluster.kubectl("get", "pods", "--all-namespaces", "--output=json"))["items"]
-    total: dict[tuple[str, str], Decimal] = {}
-    for pod in pods:
-        annotations = pod["metadata"].get("annotations", {})
-        # A pod that has ended holds no share, and one that nobody placed has none.
-        if GPU_INDEX in annotations and pod["status"]["phase"] not in ("Succeeded", "Failed"):
-            seat = (pod["spec"]["nodeName"], annotations[GPU_INDEX])
-            total[seat] = total.get(seat, Decimal(0)) + Decimal(annotations[GPU_GRANTED])
-    return total
-
-
-def overbooked(cluster: Cluster) -> dict[tuple[str, str], Decimal]:
-    """GPUs on which more than the whole of them is granted; there never are any."""
-    return {seat: share for seat, share in shares(cluster).items() if share > 1}
 
 
 def granted(pods: list[dict[str, Any]]) -> list[str]:

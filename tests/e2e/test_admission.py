@@ -1,41 +1,50 @@
 """What becomes of a pod on its way into the cluster, with the webhook and the policies in it."""
 
 import json
-import urllib.request
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e import gpu_pods
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.pods import create, eventually, pods, rollout, web
-from tests.e2e.stages import give_gpus, replica, seats, stage
+from tests.e2e.controller import metric
+from tests.e2e.pods import create, eventually, execute, pods, rollout, web
+from tests.e2e.stages import give_gpus, replica, stage
 
 pytestmark = pytest.mark.usefixtures("installation")
 
 
-def test_an_annotated_pod_comes_up_with_all_that_the_hook_needs(cluster: Cluster, namespace: str) -> None:
+@pytest.fixture
+def _a_gpu(cluster: Cluster) -> Iterator[None]:
     give_gpus(cluster, per_node=1)
-    try:
-        create(cluster, namespace, stage("infer", {"gpu-rate": "0.3", "gpu-memory": "2Gi"}))
-        eventually(lambda: sum(seats(pods(cluster, namespace, "infer")).values()) == 1, 60, "the pod on a GPU")
-        (pod,) = pods(cluster, namespace, "infer")
-    finally:
-        give_gpus(cluster, per_node=0)
+    yield
+    give_gpus(cluster, per_node=0)
 
-    container = pod["spec"]["containers"][0]
-    variables = {entry["name"]: entry for entry in container["env"]}
+
+@pytest.mark.usefixtures("_a_gpu")
+def test_a_deployments_annotated_pod_comes_up_with_all_that_the_hook_needs(cluster: Cluster, namespace: str) -> None:
+    gpu_pods.prepare(cluster, namespace)
+    create(cluster, namespace, gpu_pods.busy_stage("infer", "0.3", memory="2Gi"))
+    gpu_pods.addresses(cluster, namespace, ["infer"])
+    (pod,) = pods(cluster, namespace, "infer")
+    name, annotations = pod["metadata"]["name"], pod["metadata"]["annotations"]
+
     assert pod["spec"]["schedulerName"] == "sair-scheduler"
-    assert [init["name"] for init in pod["spec"]["initContainers"]] == ["sair-hook"]
-    assert variables["LD_PRELOAD"]["value"].endswith("libsair_cuda.so")
-    assert variables["SAIR_GPU_MEMORY_MIB"]["value"] == "2048"
-    assert "sair.dev/gpu-index" in json.dumps(variables["NVIDIA_VISIBLE_DEVICES"]["valueFrom"])
-    assert any(volume.get("downwardAPI") for volume in pod["spec"]["volumes"])
-    annotations = pod["metadata"]["annotations"]
     assert annotations["sair.dev/gpu-granted"] == "0.3"
     assert annotations["sair.dev/gpu-index"] == "0"
     assert "sair.dev/injected" in annotations
+    # And in the container itself.
+    inside = dict(line.split("=", 1) for line in execute(cluster, namespace, name, "env").splitlines() if "=" in line)
+    assert inside["NVIDIA_VISIBLE_DEVICES"] == annotations["sair.dev/gpu-index"]
+    assert inside["SAIR_GPU_MEMORY_MIB"] == "2048"
+    assert execute(cluster, namespace, name, "cat", "/etc/sair/gpu-granted") == annotations["sair.dev/gpu-granted"]
+    # It is mapped into the program that runs, not only named.
+    assert inside["LD_PRELOAD"] in execute(cluster, namespace, name, "cat", "/proc/1/maps")
+    out_of_memory = 2
+    assert gpu_pods.allocate(cluster, namespace, name, 1024) == 0
+    assert gpu_pods.allocate(cluster, namespace, name, 2049) == out_of_memory
 
 
 def test_a_pod_without_annotations_never_reaches_the_webhook(cluster: Cluster, namespace: str) -> None:
@@ -63,10 +72,10 @@ def test_a_pod_without_annotations_never_reaches_the_webhook(cluster: Cluster, n
     ],
 )
 def test_a_malformed_annotation_is_refused_when_the_workload_is_applied(
-    cluster: Cluster, namespace: str, key: str, value: str, expected: str
+    cluster: Cluster, shared_namespace: str, key: str, value: str, expected: str
 ) -> None:
     with pytest.raises(ClusterError) as refusal:
-        create(cluster, namespace, stage("wrong", {"gpu-rate": "0.3"} | {key: value}))
+        create(cluster, shared_namespace, stage("wrong", {"gpu-rate": "0.3"} | {key: value}))
 
     # As docs/webhook.md says that every message reads.
     assert f"sair.dev/{key}: '{value}' is not allowed; expected {expected}" in str(refusal.value)
@@ -93,17 +102,17 @@ def test_a_namespace_with_pod_security_restricted_takes_injected_pods_and_nothin
     ],
 )
 def test_nobody_but_the_extender_writes_shares_onto_live_pods(
-    cluster: Cluster, namespace: str, annotation: str, says: str
+    cluster: Cluster, shared_namespace: str, annotation: str, says: str
 ) -> None:
-    create(cluster, namespace, replica("greedy", "0.3"))
+    create(cluster, shared_namespace, replica("greedy", "0.3"))
 
     with pytest.raises(ClusterError, match=says):
-        cluster.kubectl("annotate", "pod", "greedy", annotation, "--overwrite", f"--namespace={namespace}")
+        cluster.kubectl("annotate", "pod", "greedy", annotation, "--overwrite", f"--namespace={shared_namespace}")
 
 
 def test_what_every_pod_pulls_for_the_hook_is_a_few_hundred_kilobytes() -> None:
     # An archive of one layer, not compressed; the library and the program that copies it are all there is.
-    assert images.archive(images.hook("localhost/sair-hook-size:1")).stat().st_size < 300_000
+    assert images.archive(images.hook("localhost/sair-hook:development")).stat().st_size < 300_000
 
 
 def _requests(cluster: Cluster) -> float:
@@ -111,13 +120,4 @@ def _requests(cluster: Cluster) -> float:
     found = cluster.kubectl(
         "get", "pods", "--namespace=sair-system", "--selector=app.kubernetes.io/component=webhook", "--output=json"
     )
-    items: list[dict[str, Any]] = json.loads(found)["items"]
-    total = 0.0
-    for pod in items:
-        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8080/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        total += sum(float(line.split()[-1]) for line in lines if line.startswith(f"{_COUNTER}{{"))
-    return total
-
-
-_COUNTER = "sair_webhook_requests_total"
+    return sum(metric(pod["status"]["podIP"], "sair_webhook_requests_total") for pod in json.loads(found)["items"])

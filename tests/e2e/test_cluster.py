@@ -12,12 +12,6 @@ from tests.e2e.pods import create, eventually, execute, pods, ready, rollout, se
 pytestmark = pytest.mark.usefixtures("harness")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _metrics_server(harness: Cluster) -> None:
-    """It needs a while for its first figures; by the time of its test it has had that."""
-    harness.install_metrics_server(wait=False)
-
-
 def test_two_nodes_are_ready_with_addresses_of_their_own(cluster: Cluster) -> None:
     nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
 
@@ -117,40 +111,6 @@ def test_pods_of_a_lost_node_come_back_on_the_other_one_and_the_node_returns(clu
     eventually(lambda: "node1" in _ready_nodes(cluster), 60, "node1 Ready again")
     cluster.kubectl("scale", "deployment/nomad", "--replicas=6", f"--namespace={namespace}")
     eventually(lambda: "node1" in _homes(cluster, namespace, "nomad"), 60, "a pod on the node that came back")
-
-
-def test_pods_keep_running_while_the_api_server_is_away(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("steady"))
-    rollout(cluster, namespace, "steady")
-    (before,) = pods(cluster, namespace, "steady")
-    address = before["status"]["podIP"]
-
-    cluster.stop("kube-apiserver")
-    try:
-        assert not cluster.running
-        with urllib.request.urlopen(f"http://{address}:8000/", timeout=10) as answer:
-            assert answer.status == 200
-    finally:
-        cluster.start("kube-apiserver")
-
-    (after,) = pods(cluster, namespace, "steady")
-    assert after["metadata"]["uid"] == before["metadata"]["uid"]
-    assert after["status"]["containerStatuses"][0]["restartCount"] == 0
-
-
-def test_metrics_server_tells_what_pods_use(cluster: Cluster, namespace: str) -> None:
-    cluster.install_metrics_server()
-    create(cluster, namespace, web("measured"))
-    rollout(cluster, namespace, "measured")
-
-    def measured() -> bool:
-        try:
-            return "measured-" in cluster.kubectl("top", "pods", f"--namespace={namespace}", "--no-headers")
-        except ClusterError as error:
-            assert "not available" in str(error) or "not found" in str(error), error
-            return False
-
-    eventually(measured, 90, "figures of the pod")
 
 
 def _ready_nodes(cluster: Cluster) -> list[str]:

@@ -1,18 +1,21 @@
 """Somebody else's cluster, known by a kubeconfig: what the tests may do with it and what they leave alone."""
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.control_plane import ControlPlane
 from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.foreign import KUBECONFIG, LOAD, ForeignCluster
 from tests.e2e.pods import create, ready, rollout, web
-from tests.e2e.rest import PodWatch
+from tests.e2e.rest import PodWatch, Rest
 
 
 @pytest.fixture
@@ -34,12 +37,47 @@ def test_its_kubeconfig_is_enough_to_run_tests_on_it(harness: Cluster, foreign: 
     create(foreign, namespace, web("plain"))
     rollout(foreign, namespace, "plain")
 
-    # Clients besides kubectl reach it with what the kubeconfig holds.
-    watch = PodWatch(foreign, namespace)
-    try:
+    with PodWatch(foreign, namespace) as watch:
         watch.first(lambda pod: ready(pod) and pod["metadata"]["name"].startswith("plain-"), since=0.0)
+
+
+def test_a_token_in_its_kubeconfig_is_enough_for_clients_besides_kubectl(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    control_plane.run_kubectl("create", "serviceaccount", "tester", "--namespace=default")
+    grant = ["create", "clusterrolebinding", "tester", "--clusterrole=cluster-admin", "--serviceaccount=default:tester"]
+    control_plane.run_kubectl(*grant)
+    token = control_plane.run_kubectl("create", "token", "tester", "--namespace=default")
+    kubeconfig = tmp_path / "token.yaml"
+    server = {"server": control_plane.url, "certificate-authority": str(control_plane.authority)}
+    context = {"cluster": "it", "user": "tester"}
+    config = {
+        "clusters": [{"name": "it", "cluster": server}],
+        "users": [{"name": "tester", "user": {"token": token.strip()}}],
+        "contexts": [{"name": "it", "context": context}],
+        "current-context": "it",
+    }
+    kubeconfig.write_text(json.dumps(config))
+    found = ForeignCluster(kubeconfig)
+    try:
+        with PodWatch(found, "default") as watch:
+            admin, nobody = Rest(found), Rest(found, user="nobody-in-particular")
+            admin.create("default", _paper_pod("mine"))
+            watch.first(lambda pod: pod["metadata"]["name"] == "mine", since=0.0)
+            # Who poses as somebody has that one's rights.
+            with pytest.raises(AssertionError, match='User \\\\"nobody-in-particular\\\\" cannot delete'):
+                nobody.delete("default", "mine")
+            admin.delete("default", "mine")
+            for one in (admin, nobody):
+                one.close()
     finally:
-        watch.close()
+        found.down()
+        control_plane.run_kubectl("delete", "clusterrolebinding/tester", "serviceaccount/tester", "--namespace=default")
+
+
+def _paper_pod(name: str) -> dict[str, Any]:
+    spec = {"containers": [{"name": "none", "image": "none"}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
 def test_its_nodes_and_its_control_plane_are_never_taken_away(foreign: ForeignCluster) -> None:

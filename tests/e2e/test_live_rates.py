@@ -12,18 +12,21 @@ import pytest
 
 from sair.annotations import GPU_GRANTED, GPU_RATE
 from tests.e2e import gpu_pods
+from tests.e2e.bars import Processors, judged
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.gpu_pods import BIN_NS, PIPELINE_NAME, Change
 from tests.e2e.pods import create, eventually, pods
 from tests.e2e.rest import CONTROLLER, PodWatch, Rest
-from tests.e2e.stages import give_gpus, overbooked, replica, seats
+from tests.e2e.stages import give_gpus, replica, seats
 
 PODS, ROUNDS, RACES = 10, 10, 100
-# A controller that decides every few seconds meets a kubelet at rest, so the rounds here are as far apart.
-_PAUSE_S = 1.5
+# A controller that decides every few seconds meets a kubelet at rest; the two seconds that are looked at are a rest as well.
+_PAUSE_S = 0.5
 # What is measured is how long it takes, not whether a busy machine is late once.
 _LATE_S = 100.0
+_LATEST_S = 2.0
+"""Of a quiet machine: the slowest of a hundred changes, from the wish to what the GPU does."""
 _WINDOW = 100
 """Bins of a millisecond over which a share is a share."""
 _CLOSE = 0.03
@@ -33,7 +36,6 @@ _CLOSE = 0.03
 def _a_gpu(cluster: Cluster, installation: Installation) -> Iterator[None]:
     give_gpus(cluster, per_node=4)
     yield
-    assert overbooked(cluster) == {}
     give_gpus(cluster, per_node=0)
 
 
@@ -47,7 +49,7 @@ def test_a_wish_is_one_change_of_its_pod_and_in_force_in_a_fraction_of_a_second(
     addresses = gpu_pods.addresses(cluster, namespace, names)
 
     controller, watch = Rest(cluster, user=CONTROLLER), PodWatch(cluster, namespace)
-    wishes = dict.fromkeys(names, "0.4")
+    wishes, processors = dict.fromkeys(names, "0.4"), Processors()
     legs: dict[str, list[float]] = {"patch to grant": [], "grant to file": [], "file to share": [], "all of it": []}
     try:
         for round_ in range(ROUNDS):
@@ -72,31 +74,33 @@ def test_a_wish_is_one_change_of_its_pod_and_in_force_in_a_fraction_of_a_second(
         for name in names:
             told = [pod["metadata"]["annotations"] for pod in watch.versions(name)]
             assert all(one[GPU_RATE] == one[GPU_GRANTED] for one in told if GPU_GRANTED in one)
+        assert watch.fullest() <= 1
     finally:
         watch.close()
         controller.close()
 
+    busy = processors.busy
     for leg, seconds in legs.items():
-        figures = f"median {_ms(statistics.median(seconds))}, p99 {_ms(statistics.quantiles(seconds, n=100)[-1])}"
+        figures = f"median {_ms(statistics.median(seconds))}, p99 {_ms(_p99(seconds))}"
         record_property(leg, figures)
         with capsys.disabled():
             print(f"\n{leg}: {figures} over {len(seconds)} changes")
     assert statistics.median(legs["patch to grant"]) < 0.1
     assert statistics.median(legs["grant to file"]) < 0.25
     assert statistics.median(legs["file to share"]) < 0.25
+    late_s = _p99(legs["all of it"])
+    if late_s >= _LATEST_S:
+        judged(busy)
+    assert late_s < _LATEST_S
 
 
 def test_a_raise_that_does_not_fit_shows_on_its_pod_and_is_granted_when_there_is_room(
     cluster: Cluster, namespace: str
 ) -> None:
     give_gpus(cluster, per_node=1)
-    create(
-        cluster,
-        namespace,
-        gpu_pods.pipeline(),
-        replica("wide", "0.6", node="node0"),
-        replica("narrow", "0.3", node="node0"),
-    )
+    home = cluster.nodes[0].name
+    one_gpu = replica("wide", "0.6", node=home), replica("narrow", "0.3", node=home)
+    create(cluster, namespace, gpu_pods.pipeline(), *one_gpu)
     eventually(lambda: sum(seats(pods(cluster, namespace)).values()) == 2, 60, "two pods on one GPU")
     controller, watch = Rest(cluster, user=CONTROLLER), PodWatch(cluster, namespace)
     try:
@@ -119,13 +123,14 @@ def test_two_raises_and_a_bind_race_for_the_last_share_a_hundred_times(
 ) -> None:
     """Whoever wins: never over 1, at any version of any pod, and no wish is lost once there is room for it."""
     give_gpus(cluster, per_node=1)
+    home = cluster.nodes[0].name
     pipelines = [{**gpu_pods.pipeline(), "metadata": {"name": name}} for name in ("left", "right")]
     create(
         cluster,
         namespace,
         *pipelines,
-        replica("left", "0.3", pipeline="left", node="node0"),
-        replica("right", "0.4", pipeline="right", node="node0"),
+        replica("left", "0.3", pipeline="left", node=home),
+        replica("right", "0.4", pipeline="right", node=home),
     )
     eventually(lambda: sum(seats(pods(cluster, namespace)).values()) == 2, 60, "two pods on one GPU")
     # Three connections, so that nobody waits for another; the same luck in every run.
@@ -139,25 +144,23 @@ def test_two_raises_and_a_bind_race_for_the_last_share_a_hundred_times(
                 chance,
                 (0.1, lambda: left.wish(namespace, "left", {"left": "0.6"})),
                 (0.1, lambda: right.wish(namespace, "right", {"right": "0.7"})),
-                (0.0, partial(user.create, namespace, replica(late, "0.3", node="node0"))),
+                (0.0, partial(user.create, namespace, replica(late, "0.3", node=home))),
             )
-            contenders = {late: "0.3", "left": "0.6", "right": "0.7"}
-            watch.first(lambda pod, rates=contenders: _any_granted(pod, rates), began)  # type: ignore[misc]  # bound here
-            won = next(name for name, rate in contenders.items() if _now(watch, name) == rate)
-            winners["late" if won == late else won] += 1
-            # Whether the late one got it or not: without it one raise fits, and without that one the other.
-            user.delete(namespace, late)
-            raises = {"left": "0.6", "right": "0.7"}
-            watch.first(lambda pod, rates=raises: _any_granted(pod, rates), began)  # type: ignore[misc]  # bound here
-            first = "left" if _now(watch, "left") == "0.6" else "right"
-            if first == "left":
-                left.wish(namespace, "left", {"left": "0.3"})
-                watch.first(partial(_is_granted, "right", "0.7"), began)
-                right.wish(namespace, "right", {"right": "0.4"})
-            else:
-                right.wish(namespace, "right", {"right": "0.4"})
-                watch.first(partial(_is_granted, "left", "0.6"), began)
-                left.wish(namespace, "left", {"left": "0.3"})
+            # What each wants, and how it makes room for the next once it has had that.
+            wants = {late: "0.3", "left": "0.6", "right": "0.7"}
+            gives_way = {
+                late: partial(user.delete, namespace, late),
+                "left": partial(left.wish, namespace, "left", {"left": "0.3"}),
+                "right": partial(right.wish, namespace, "right", {"right": "0.4"}),
+            }
+            for place in range(len(gives_way)):
+                watch.first(partial(_any_granted, wants), began)
+                served = next(name for name, rate in wants.items() if _now(watch, name) == rate)
+                if place == 0:
+                    winners["late" if served == late else served] += 1
+                del wants[served]
+                gives_way[served]()
+            # All three had theirs, one after another: no wish is lost, a bind's no more than a raise's.
             _both_at_rest(watch, {"left": "0.3", "right": "0.4"})
         assert watch.fullest() <= 1
     finally:
@@ -231,13 +234,17 @@ def _is_granted(name: str, rate: str, pod: dict[str, Any]) -> bool:
     return _annotation(pod, name, GPU_GRANTED) == rate
 
 
-def _any_granted(pod: dict[str, Any], rates: dict[str, str]) -> bool:
+def _any_granted(rates: dict[str, str], pod: dict[str, Any]) -> bool:
     return any(_is_granted(name, rate, pod) for name, rate in rates.items())
 
 
 def _now(watch: PodWatch, name: str) -> str | None:
     versions = watch.versions(name)
     return _annotation(versions[-1], name, GPU_GRANTED) if versions else None
+
+
+def _p99(seconds: Sequence[float]) -> float:
+    return statistics.quantiles(seconds, n=100)[-1]
 
 
 def _ms(seconds: float) -> str:

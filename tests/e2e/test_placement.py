@@ -1,15 +1,18 @@
 """Pods land on GPUs by fraction, on a live scheduler with the extender beside it."""
 
 import json
-import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
+from tests.e2e.bars import Processors, judged
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.pods import create, eventually, pods
 from tests.e2e.stages import GPU_MEMORY_MI, give_gpus, granted, seats, stage
+
+_SECONDS = 10
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +33,26 @@ def test_sixteen_halves_put_exactly_two_on_each_of_eight_gpus(cluster: Cluster, 
 
 
 def test_forty_pods_at_once_all_bind_within_seconds(cluster: Cluster, namespace: str) -> None:
-    begin = time.monotonic()
+    processors = Processors()
     create(cluster, namespace, stage("fifth", {"gpu-rate": "0.2"}, replicas=40))
 
     eventually(lambda: sum(seats(pods(cluster, namespace, "fifth")).values()) == 40, 60, "40 pods on GPUs")
 
-    assert time.monotonic() - begin < 30
-    assert set(seats(pods(cluster, namespace, "fifth")).values()) == {5}
+    found = pods(cluster, namespace, "fifth")
+    assert set(seats(found).values()) == {5}
+    # As the API server's own clock has it, from the first pod's creation to the last one's binding.
+    created = [datetime.fromisoformat(pod["metadata"]["creationTimestamp"]) for pod in found]
+    bound = [
+        datetime.fromisoformat(condition["lastTransitionTime"])
+        for pod in found
+        for condition in pod["status"]["conditions"]
+        if condition["type"] == "PodScheduled"
+    ]
+    assert len(bound) == 40
+    took_s = (max(bound) - min(created)).total_seconds()
+    if took_s >= _SECONDS:
+        judged(processors.busy)
+    assert took_s < _SECONDS
 
 
 def test_a_stage_that_does_not_fit_stays_pending_and_its_event_says_why(cluster: Cluster, namespace: str) -> None:
@@ -64,7 +80,8 @@ def test_more_memory_than_any_gpu_has_is_said_so(cluster: Cluster, namespace: st
 
 
 def test_node_affinity_and_taints_are_respected(cluster: Cluster, namespace: str) -> None:
-    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node1"]}]}
+    other, wanted = (node.name for node in cluster.nodes)
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [wanted]}]}
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
     create(
         cluster,
@@ -72,15 +89,15 @@ def test_node_affinity_and_taints_are_respected(cluster: Cluster, namespace: str
         stage("picky", {"gpu-rate": "0.25"}, replicas=6, pod={"affinity": {"nodeAffinity": required}}),
     )
     eventually(lambda: sum(seats(pods(cluster, namespace, "picky")).values()) == 6, 60, "6 pods on GPUs")
-    assert {node for node, _ in seats(pods(cluster, namespace, "picky"))} == {"node1"}
+    assert {node for node, _ in seats(pods(cluster, namespace, "picky"))} == {wanted}
 
-    cluster.kubectl("taint", "node", "node1", "e2e=yes:NoSchedule")
+    cluster.kubectl("taint", "node", wanted, "e2e=yes:NoSchedule")
     try:
         create(cluster, namespace, stage("plain", {"gpu-rate": "0.25"}, replicas=6))
         eventually(lambda: sum(seats(pods(cluster, namespace, "plain")).values()) == 6, 60, "6 pods on GPUs")
-        assert {node for node, _ in seats(pods(cluster, namespace, "plain"))} == {"node0"}
+        assert {node for node, _ in seats(pods(cluster, namespace, "plain"))} == {other}
     finally:
-        cluster.kubectl("taint", "node", "node1", "e2e-")
+        cluster.kubectl("taint", "node", wanted, "e2e-")
 
 
 def _failures(cluster: Cluster, namespace: str) -> list[str]:

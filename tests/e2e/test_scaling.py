@@ -4,18 +4,23 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from tests.e2e.bars import TOO_BUSY, Processors, in_ci, judged
 from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import Installation
-from tests.e2e.controller import redis, short_rounds
-from tests.e2e.example import HEADER, PIPELINE, STAGES, Example
-from tests.e2e.pods import execute, ready
+from tests.e2e.controller import journal, redis, short_rounds
+from tests.e2e.example import HEADER, PIPELINE, STAGES, Example, Outcome
+from tests.e2e.pods import eventually, execute, ready
+from tests.e2e.rest import PodWatch
 from tests.e2e.sampling import Sample, Sampler
 from tests.e2e.stages import give_gpus
+from tests.e2e.timeline import timeline
 
 SLO_S = 0.5
 # From 5 to 20 requests a second in 48 s, then 20 for as long as what was added needs to pay off. What the stages start with
@@ -24,105 +29,173 @@ _STEPS = 15
 RAMP = "".join(f"{12 + 3.2 * step:g} {5 + step}\n" for step in range(1, _STEPS + 1))
 RAMP = f"0 5\n{RAMP}78 5\n88 0\n"
 RAMP_S = 90.0
+GPU_RATE_MAX = "0.5"
+"""Half a GPU serves 20 requests a second at most, so that a second replica is needed: the slowest of the knobs is turned as well."""
 HPA_PERCENT = 60
-_TOO_BUSY = 0.8
+KNOWN_ROUNDS = 2
+_JOURNAL_RECORDS = 200
+
+pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast_controller(cluster: Cluster, installation: Installation) -> Iterator[None]:
-    """GPUs on paper and short rounds; afterwards as it was."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One ramp through three copies of the pipeline, the one that SAIR scales first.
+
+    Attributes:
+        example: the one that SAIR scales, still there.
+        outcomes: by scaler.
+        samples: what SAIR gave its copy.
+        status: of SAIR's Pipeline under load.
+        columns: what `kubectl get pipelines` showed then.
+        fullest: the most that was granted on any GPU.
+        busy: share of the processors' time, all three copies and the cluster included.
+    """
+
+    example: Example
+    outcomes: Mapping[str, Outcome]
+    samples: Sequence[Sample]
+    status: Mapping[str, Any]
+    columns: Mapping[str, str]
+    fullest: Decimal
+    busy: float
+
+
+@pytest.fixture(scope="module")
+def run(
+    cluster: Cluster,
+    installation: Installation,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
+) -> Iterator[Run]:
+    """The ramp; in CI once more if others kept the machine too busy to judge it."""
     give_gpus(cluster, per_node=4)
-    with short_rounds(cluster):
-        yield
+    short_rounds(cluster)
+    cluster.install_metrics_server()
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    attempts = 2 if in_ci() else 1
+    for attempt in range(attempts):
+        examples = _copies(cluster, f"e2e-scaling-{attempt}")
+        try:
+            done, report = side_by_side(examples)
+            folder = tmp_path_factory.mktemp("scaling")
+            (folder / "scalers.md").write_text(f"{report}\n")
+            table, _, _ = report.partition("\n\n")
+            with capture.global_and_fixture_disabled():
+                print(f"\n{table}\n({folder}/scalers.md; the machine was busy to {done.busy:.0%})")
+            if done.busy < TOO_BUSY or attempt == attempts - 1:
+                yield done
+                break
+        finally:
+            for each in examples.values():
+                each.delete()
     give_gpus(cluster, per_node=0)
 
 
-@pytest.mark.timeout(400)
-def test_under_a_ramp_sair_keeps_the_slo_where_the_same_pipeline_without_it_does_not(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cluster.install_metrics_server()
-    examples = {
-        "SAIR": Example(cluster, "e2e-scaling-sair", RAMP),
-        "none": Example(cluster, "e2e-scaling-none", RAMP, mode="off"),
-        f"HPA on CPU, {HPA_PERCENT} %": Example(cluster, "e2e-scaling-hpa", RAMP, mode="off", hpa_percent=HPA_PERCENT),
-    }
-    scaled = examples["SAIR"]
-    try:
-        before = _cpu_s()
-        sampler, status = side_by_side(list(examples.values()))
-        busy = _busy(before, _cpu_s())
-        outcomes = {name: each.outcome(SLO_S, *sampler.spent(each.namespace)) for name, each in examples.items()}
-        table = "\n".join([HEADER, *(f"| {name} | {each.row} |" for name, each in outcomes.items())])
-        report = tmp_path_factory.mktemp("scaling") / "scalers.md"
-        report.write_text(f"{table}\n")
-        with capsys.disabled():
-            print(f"\n{table}\n({report}; the machine was busy to {busy:.0%})")
-        assert sampler.overbooked() == []
-        _assert_scaled_in_place(cluster, scaled, sampler.of(scaled.namespace))
-        _assert_decisions_can_be_seen(cluster, scaled, status)
-    finally:
-        for each in examples.values():
-            each.delete()
+def test_sair_is_late_far_less_often_than_the_same_pipeline_without_it(run: Run) -> None:
+    sair, nothing, hpa = run.outcomes.values()
 
-    sair, nothing, hpa = outcomes.values()
     assert nothing.p99_s > 2 * SLO_S
     assert hpa.p99_s > SLO_S or (hpa.core_s > sair.core_s and hpa.share_s > sair.share_s)
     assert sair.missed < nothing.missed / 5
+
+
+def test_sair_keeps_the_slo(run: Run) -> None:
     # Where others keep the machine busy, requests wait for its processors, and no scaler of pods can help.
-    if busy < _TOO_BUSY:
-        assert sair.p99_s <= SLO_S
+    judged(run.busy)
+
+    assert run.outcomes["SAIR"].p99_s <= SLO_S
 
 
-def side_by_side(examples: Sequence[Example]) -> tuple[Sampler, Mapping[str, Any]]:
-    """Run the ramp through all of them at the same time, on the same machine; returns what they had, and the first's status under load."""
-    with ThreadPoolExecutor(len(examples)) as pool:
-        list(pool.map(Example.deploy, examples))
-        with Sampler(examples[0].cluster, [each.namespace for each in examples]) as sampler:
-            list(pool.map(Example.start_load, examples))
-            time.sleep(RAMP_S)
-            status = examples[0].status()
-        list(pool.map(Example.stop_load, examples))
-    return sampler, status
-
-
-def _cpu_s() -> list[int]:
-    """The machine's processor time since it started, by what it was spent on, in ticks."""
-    return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-
-
-def _busy(before: list[int], after: list[int]) -> float:
-    """Share of the processors' time that was neither idle nor spent waiting for a disk."""
-    spent = [late - early for early, late in zip(before, after, strict=True)]
-    return 1 - (spent[3] + spent[4]) / sum(spent)
-
-
-def _assert_scaled_in_place(cluster: Cluster, example: Example, samples: Sequence[Sample]) -> None:
+def test_every_knob_is_turned_and_no_container_restarts_for_it(cluster: Cluster, run: Run) -> None:
     seen: dict[str, set[tuple[float, str]]] = {}
-    for sample in samples:
+    for sample in run.samples:
         for uid, setting in sample.settings.items():
             seen.setdefault(uid, set()).add(setting)
+
     # Pods that lived through a change, and none that was restarted for it.
     assert any(len({cpu for cpu, _ in each}) > 1 for each in seen.values()), "CPU of a live pod changed"
     assert any(len({share for _, share in each}) > 1 for each in seen.values()), "share of a live pod changed"
-    assert {sample.restarts for sample in samples} == {0}
-    for pod in example.pods():
+    assert max(sample.replicas.get("inference", 0) for sample in run.samples) > 1
+    assert {sample.restarts for sample in run.samples} == {0}
+    assert run.fullest <= 1
+    for pod in run.example.pods():
         granted = pod["metadata"]["annotations"].get("sair.dev/gpu-granted")
         if granted and ready(pod):
-            shown = execute(cluster, example.namespace, pod["metadata"]["name"], "cat", "/etc/sair/gpu-granted")
+            shown = execute(cluster, run.example.namespace, pod["metadata"]["name"], "cat", "/etc/sair/gpu-granted")
             assert shown == granted
 
 
-def _assert_decisions_can_be_seen(cluster: Cluster, example: Example, status: Mapping[str, Any]) -> None:
-    shown = cluster.kubectl("get", "pipelines", f"--namespace={example.namespace}")
-    assert PIPELINE in shown
-    assert status["lastDecision"]["round"] >= 3
-    assert {stage["name"] for stage in status["stages"]} == set(STAGES)
-    assert status["p99Seconds"] > 0
-    events = json.loads(cluster.kubectl("get", "events", f"--namespace={example.namespace}", "--output=json"))["items"]
+def test_its_decisions_can_be_seen(cluster: Cluster, run: Run) -> None:
+    assert run.columns["NAME"] == PIPELINE
+    assert float(run.columns["P99"]) > 0
+    assert run.columns["BOTTLENECK"] in STAGES
+    assert run.columns["DECISION"]
+
+    assert run.status["lastDecision"]["round"] >= 3
+    assert {stage["name"] for stage in run.status["stages"]} == set(STAGES)
+
+    namespace = run.example.namespace
+    events = json.loads(cluster.kubectl("get", "events", f"--namespace={namespace}", "--output=json"))["items"]
     told = [event for event in events if event["involvedObject"]["kind"] == "Pipeline"]
     assert {event["reason"] for event in told} & {"Scaled", "Reflex"}
     # Each decision in its own words, not only the first of a series.
     assert len({event["message"] for event in told if event["reason"] in ("Scaled", "Reflex")}) >= 3
-    journal = f"sair:{{{example.namespace}/{PIPELINE}}}:decisions"
-    assert int(redis(cluster, "XLEN", journal)) >= status["lastDecision"]["round"]
+    journal_key = f"sair:{{{namespace}/{PIPELINE}}}:decisions"
+    assert int(redis(cluster, "XLEN", journal_key)) >= run.status["lastDecision"]["round"]
+
+
+def test_the_clusters_own_metrics_tell_what_its_pods_use(cluster: Cluster, run: Run) -> None:
+    def measured() -> bool:
+        try:
+            return "inference-" in cluster.kubectl(
+                "top", "pods", f"--namespace={run.example.namespace}", "--no-headers"
+            )
+        except ClusterError as error:
+            assert "not available" in str(error) or "not found" in str(error), error
+            return False
+
+    eventually(measured, 60, "figures of the pod")
+
+
+def side_by_side(examples: Mapping[str, Example]) -> tuple[Run, str]:
+    """Run the ramp through all of them at the same time, on the same machine.
+
+    Args:
+        examples: by scaler, SAIR's first; none is deployed yet.
+
+    Returns:
+        The run, and a report: the table of the outcomes, an empty line, SAIR's run second by second.
+    """
+    scaled, *_ = examples.values()
+    cluster = scaled.cluster
+    with ThreadPoolExecutor(len(examples)) as pool:
+        list(pool.map(Example.deploy, examples.values()))
+        # Nobody's ramp begins before the controller has got to know its pipeline.
+        eventually(lambda: scaled.decided() >= KNOWN_ROUNDS, 60, "rounds of the controller")
+        processors = Processors()
+        with PodWatch(cluster) as watch, Sampler(cluster, [each.namespace for each in examples.values()]) as sampler:
+            list(pool.map(Example.start_load, examples.values()))
+            time.sleep(RAMP_S)
+            status, columns = scaled.status(), scaled.columns()
+            fullest = watch.fullest()
+        busy = processors.busy
+        list(pool.map(Example.stop_load, examples.values()))
+    outcomes = {name: each.outcome(SLO_S, *sampler.spent(each.namespace)) for name, each in examples.items()}
+    samples = sampler.of(scaled.namespace)
+    decided = journal(cluster, f"{scaled.namespace}/{PIPELINE}", _JOURNAL_RECORDS)
+    table = "\n".join([HEADER, *(f"| {name} | {each.row} |" for name, each in outcomes.items())])
+    report = f"{table}\n\nWith SAIR, second by second:\n\n{timeline(scaled.latencies(), samples, decided)}"
+    return Run(scaled, outcomes, samples, status, columns, fullest, busy), report
+
+
+def _copies(cluster: Cluster, prefix: str) -> dict[str, Example]:
+    def copy(name: str, mode: str = "off", hpa_percent: int | None = None) -> Example:
+        namespace = f"{prefix}-{name}"
+        return Example(cluster, namespace, RAMP, mode=mode, gpu_rate_max=GPU_RATE_MAX, hpa_percent=hpa_percent)
+
+    return {
+        "SAIR": copy("sair", mode="auto"),
+        "none": copy("none"),
+        f"HPA on CPU, {HPA_PERCENT} %": copy("hpa", hpa_percent=HPA_PERCENT),
+    }

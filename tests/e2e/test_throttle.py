@@ -27,10 +27,12 @@ def _a_gpu(cluster: Cluster, installation: Installation) -> Iterator[None]:
 
 def test_a_container_gets_the_share_it_is_granted_and_no_more(cluster: Cluster, namespace: str) -> None:
     gpu_pods.prepare(cluster, namespace)
+    deployed = gpu_pods.busy_stage("deployed", "0.2", memory="2Gi")
     held, free = gpu_pods.busy_pod("held", "0.3"), gpu_pods.busy_pod("free", None)
-    create(cluster, namespace, gpu_pods.pipeline(), held, free)
-    addresses = gpu_pods.addresses(cluster, namespace, ["held", "free"])
+    create(cluster, namespace, deployed, gpu_pods.pipeline(), held, free)
+    addresses = gpu_pods.addresses(cluster, namespace, ["deployed", "held", "free"])
 
+    assert _share(addresses["deployed"]) == pytest.approx(0.2, abs=_POINTS)
     assert _share(addresses["held"]) == pytest.approx(0.3, abs=_POINTS)
     # The same program in a pod of no pipeline, on a GPU of its own: it would take all there is.
     assert _share(addresses["free"]) > 0.9

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e.cluster import binaries, dependencies, images
-from tests.e2e.cluster.cluster import BINARIES, Cluster
+from tests.e2e.cluster.cluster import BINARIES, Cluster, sweep
 from tests.e2e.cluster.control_plane import ControlPlane, discard
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import DEVELOPMENT, EXAMPLE, Installation
@@ -53,8 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--metrics-server", action="store_true", help="metrics-server as well")
     up.add_argument("--install", type=Path, help="a kustomization to apply, its images built here; wait until Ready")
     up.set_defaults(run=_up)
-    down = commands.add_parser("down", help="remove every trace of the cluster, also after a crash")
-    down.set_defaults(run=lambda options: Cluster(options.instance).down())
+    down = commands.add_parser(
+        "down", help="remove every trace of every cluster that no live process owns; of --instance: in any case"
+    )
+    down.set_defaults(run=_down)
     take = commands.add_parser("import", help="import an image archive into every node of the cluster that is up")
     take.add_argument("archive", type=Path)
     take.set_defaults(run=lambda options: Cluster(options.instance).import_archive(options.archive))
@@ -80,6 +82,13 @@ def _up(options: argparse.Namespace) -> None:
         installation.apply()
         installation.wait()
     print(f"export KUBECONFIG={cluster.kubeconfig}\nexport PATH={cluster.kubectl_path.parent}:$PATH")
+
+
+def _down(options: argparse.Namespace) -> None:
+    if options.instance is not None:
+        Cluster(options.instance).down()
+        return
+    sweep()
 
 
 def _images(options: argparse.Namespace) -> None:

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.cluster.errors import ClusterError, Unavailable
+from tests.e2e.cluster.processes import perishable
 
 MODULES = Path(__file__).parent / "modules"
 
 KUBERNETES_VERSION = "v1.34.4"
+_LOCK = ".lock"
+_SCRATCH = "tmp"
 _KUBERNETES_MINOR = r"v1\.34\."
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 # Without these a client sees v0.0.0 and version skew checks refuse the server.
@@ -180,9 +183,21 @@ def _cache_directory(program: Program) -> Path:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    with (directory / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def sweep() -> None:
+    """Remove what killed builds left in the cache, unless a build is under way in the same place."""
+    for lock in cache_root().glob(f"*/*/{_LOCK}"):
+        with lock.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            for scratch in lock.parent.glob(f"{_SCRATCH}*"):
+                shutil.rmtree(scratch)
 
 
 def _build(program: Program, parallelism: int) -> None:
@@ -191,7 +206,7 @@ def _build(program: Program, parallelism: int) -> None:
         raise Unavailable(f"no {program.name}, and no Go toolchain to build it with")
     target = _cache_directory(program) / program.name
     print(f"building {program.name} into {target.parent}, once", flush=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
         command = [
             "nice",
             "-n",
@@ -202,12 +217,17 @@ def _build(program: Program, parallelism: int) -> None:
             "-buildvcs=false",
             "-trimpath",
             f"-p={parallelism}",
-            *([f"-tags={program.tags}"] if program.tags else []),
         ]
+        command += [f"-tags={program.tags}"] if program.tags else []
         command += ["-ldflags", f"-s -w {program.ldflags}".strip(), "-o", f"{scratch}/{program.name}", program.package]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
         done = subprocess.run(
-            command, cwd=MODULES / program.module, env=environment, capture_output=True, text=True, check=False
+            perishable(command),
+            cwd=MODULES / program.module,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise ClusterError(f"building {program.name} failed:\n{done.stderr[-4000:]}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def remove(name: str, *, timeout_s: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise ClusterError(f"processes remain in {', '.join(map(str, left))}")
         time.sleep(0.01)
+
+
+def kill(prefix: str, pod: str) -> None:
+    """SIGKILL every process of a pod.
+
+    Args:
+        prefix: what the names of the nodes' cgroups begin with.
+        pod: its uid.
+    """
+    for procs in _hierarchies()[0].glob(f"{prefix}*/**/pod{pod}/**/cgroup.procs"):
+        for pid in procs.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def leftovers(prefix: str) -> list[str]:

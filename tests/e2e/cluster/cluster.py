@@ -6,10 +6,12 @@ by name. `Cluster.down` therefore clears away what a killed harness left behind 
 """
 
 import fcntl
+import http.client
 import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -24,8 +26,10 @@ from tests.e2e.cluster.components import PORT
 from tests.e2e.cluster.control_plane import run_kubectl
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.images import Image
+from tests.e2e.cluster.mounts import mounts_below, unmount
 from tests.e2e.cluster.network import INSTANCES, Fabric
 from tests.e2e.cluster.node import Node
+from tests.e2e.cluster.ownership import Ownership
 from tests.e2e.cluster.probes import answers_200, wait_until
 from tests.e2e.cluster.processes import Identity, ProcessTable
 
@@ -75,6 +79,9 @@ class Cluster:
         self.address = self._fabric.address(0)
         """Address of the API server, from the host and from every node."""
         self.url = components.server_url(self.address)
+        # Not among its files: names and addresses are the machine's, wherever those lie.
+        self.ownership = Ownership(Path("/run") / f"sair-cluster-{instance}.owner")
+        """Held by the process that brought it up or uses it, for as long as that lives."""
 
     @property
     def nodes(self) -> Sequence[Named]:
@@ -91,24 +98,28 @@ class Cluster:
         table = self._table()
         return [Node(number, self.directory / f"node{number}", self._fabric, table) for number in range(NODES)]
 
-    def up(self, *, extra_images: Sequence[Image] = (), report: Callable[[str], None] = print) -> None:
+    def up(self, *, extra_images: Sequence[Image] = (), report: Callable[[str], None] = print) -> float:
         """Bring the cluster up from nothing and return when its nodes and its DNS are Ready.
 
         Args:
             extra_images: imported into every node besides the cluster's own.
             report: told of each step with the seconds since the beginning.
 
+        Returns:
+            The seconds it took, images already built.
+
         Raises:
             Unavailable: the machine lacks something.
-            ClusterError: something did not start; nothing is left of it.
+            ClusterError: a process that is alive owns it, or something did not start; then nothing is left of it.
         """
         dependencies.require()
+        self.ownership.take()
         programs = binaries.require(BINARIES)
         archives = [images.archive(image) for image in (images.pause(), images.coredns(), *extra_images)]
         with self._locked():
             self._down()
             try:
-                self._up(programs, archives, _Stopwatch(report))
+                return self._up(programs, archives, _Stopwatch(report))
             except BaseException as error:
                 if not isinstance(error, KeyboardInterrupt):
                     error.add_note(self._last_words())
@@ -119,6 +130,7 @@ class Cluster:
         """Remove every trace of the cluster, also of one whose harness was killed; nothing there is fine."""
         with self._locked():
             self._down()
+        self.ownership.release()
 
     @property
     def running(self) -> bool:
@@ -139,6 +151,17 @@ class Cluster:
     def kubectl_path(self) -> Path:
         """The kubectl that matches the server."""
         return binaries.require(["kubectl"])["kubectl"]
+
+    def connection(self, *, timeout_s: float | None = 15.0) -> http.client.HTTPConnection:
+        """A connection to the API server, not open yet, with an administrator's rights.
+
+        Args:
+            timeout_s: of each read and write; None: no limit.
+        """
+        admin = components.key_pair(self._pki, "admin")
+        context = ssl.create_default_context(cafile=components.key_pair(self._pki, "ca").certificate)
+        context.load_cert_chain(admin.certificate, admin.key)
+        return http.client.HTTPSConnection(self.address, PORT, context=context, timeout=timeout_s)
 
     def apply(self, manifests: Sequence[Mapping[str, object]]) -> None:
         """Apply manifests, server-side."""
@@ -171,6 +194,10 @@ class Cluster:
         self._table().start(component, self._command(component, binaries.require(BINARIES)))
         wait_until(lambda: self.running, 60.0, lambda: self._table().tail(component))
 
+    def crash(self, pod: str) -> None:
+        """Kill every process of the pod of that uid, without a warning to it or to Kubernetes."""
+        cgroups.kill(self._fabric.prefix, pod)
+
     def kill_node(self, number: int) -> None:
         """Take a node away as a power cut does."""
         self._nodes[number].kill()
@@ -195,7 +222,7 @@ class Cluster:
 
     def leftovers(self) -> list[str]:
         """Every trace of a cluster on this machine, in words: processes, namespaces, interfaces, cgroups, mounts, files."""
-        mounts = [f"mount {point}" for point in _mounts_below(self.directory)]
+        mounts = [f"mount {point}" for point in mounts_below(self.directory)]
         processes = [f"process {process.name} ({process.pid})" for process in self._recorded()]
         processes += [f"process {pid}" for pid in self._fabric.processes()]
         files = [f"directory {self.directory}"] if self.directory.exists() else []
@@ -205,7 +232,7 @@ class Cluster:
         """Output of one component of the control plane."""
         return self._table().log(component)
 
-    def _up(self, programs: Mapping[str, Path], archives: Sequence[Path], watch: "_Stopwatch") -> None:
+    def _up(self, programs: Mapping[str, Path], archives: Sequence[Path], watch: "_Stopwatch") -> float:
         self.directory.mkdir(parents=True, mode=0o700)
         self._fabric.create(NODES)
         authority = components.issue_credentials(self._pki, self.address, self.kubeconfig)
@@ -227,7 +254,7 @@ class Cluster:
         self.wait_for_nodes()
         watch("nodes Ready")
         self.kubectl("rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=50s")
-        watch("DNS ready")
+        return watch("DNS ready")
 
     def _import(self, archives: Sequence[Path]) -> None:
         def into(node: Node) -> None:
@@ -255,8 +282,7 @@ class Cluster:
         for number in range(NODES):
             cgroups.remove(f"{self._fabric.prefix}node{number}")
         self._fabric.remove()
-        for point in _mounts_below(self.directory):
-            subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+        unmount(mounts_below(self.directory))
         self._remove_files()
 
     def _remove_files(self) -> None:
@@ -298,9 +324,24 @@ class Cluster:
         return "\n\n".join(said)
 
 
-def _mounts_below(directory: Path) -> list[str]:
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return sorted((point for point in points if point.startswith(f"{directory}/")), reverse=True)
+def sweep(report: Callable[[str], None] = print) -> None:
+    """Remove every trace of every cluster on this machine that no live process owns, one that was kept included, and of killed builds.
+
+    Args:
+        report: told of each cluster that is removed or left.
+    """
+    for cluster in map(Cluster, INSTANCES):
+        if not cluster.leftovers():
+            continue
+        try:
+            cluster.ownership.take()
+        except ClusterError as reason:
+            report(f"{reason}; left alone")
+            continue
+        cluster.down()
+        report(f"{cluster.directory.name} removed")
+    images.sweep()
+    binaries.sweep()
 
 
 class _Stopwatch:
@@ -308,5 +349,7 @@ class _Stopwatch:
         self._report = report
         self._begin = time.monotonic()
 
-    def __call__(self, step: str) -> None:
-        self._report(f"{time.monotonic() - self._begin:6.1f} s  {step}")
+    def __call__(self, step: str) -> float:
+        passed_s = time.monotonic() - self._begin
+        self._report(f"{passed_s:6.1f} s  {step}")
+        return passed_s

@@ -1,10 +1,10 @@
 """Somebody else's cluster, known by its kubeconfig alone: one made by kind, one in a cloud. Nodes and control plane are left alone."""
 
-import base64
+import http.client
 import json
-import os
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,8 @@ from tests.e2e.cluster.cluster import Cluster, Named
 from tests.e2e.cluster.control_plane import run_kubectl
 from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.images import Image
+from tests.e2e.cluster.probes import wait_until
+from tests.e2e.cluster.processes import ProcessTable
 
 KUBECONFIG = "SAIR_E2E_KUBECONFIG"
 """Names the kubeconfig; `1`: the file that KUBECONFIG names. KUBECONFIG alone is never enough: it may point at what people work with."""
@@ -29,6 +31,19 @@ _WORKERS = 2
 @dataclass(frozen=True, slots=True)
 class _ForeignNode:
     name: str
+
+
+class _Through(http.client.HTTPConnection):
+    """A connection to a server that listens on a Unix socket, where nobody but its owner finds it."""
+
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 class ForeignCluster(Cluster):
@@ -47,7 +62,7 @@ class ForeignCluster(Cluster):
         config = json.loads(run_kubectl(self.kubectl_path, kubeconfig, *view))
         self.url = config["clusters"][0]["cluster"]["server"]
         self.address = urlsplit(self.url).hostname or ""
-        self._write_credentials(config)
+        self._processes = ProcessTable(self.directory, bound_to_this_process=True)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "ForeignCluster | None":
@@ -112,11 +127,28 @@ class ForeignCluster(Cluster):
         """Whether images are brought onto the nodes; otherwise they are there or can be pulled."""
         return bool(self._load)
 
-    def up(self, **_: object) -> None:
+    def connection(self, *, timeout_s: float | None = 15.0) -> http.client.HTTPConnection:
+        """A connection through kubectl, which knows every way to log in that a kubeconfig may name: certificate, token, program."""
+        path = self.directory / "proxy.sock"
+        if not self._processes.alive("proxy"):
+            path.unlink(missing_ok=True)
+            proxy: list[str | Path] = [
+                self.kubectl_path,
+                f"--kubeconfig={self.kubeconfig}",
+                "proxy",
+                f"--unix-socket={path}",
+            ]
+            self._processes.start("proxy", proxy)
+            wait_until(path.exists, 20.0, lambda: self._processes.tail("proxy"))
+        return _Through(path, timeout_s)
+
+    def up(self, **_: object) -> float:
         """It is up."""
+        return 0.0
 
     def down(self) -> None:
-        """It stays; what was copied from its kubeconfig goes."""
+        """It stays; the way to it that was opened here is closed."""
+        self._processes.stop_all()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def load(self, image: Image) -> None:
@@ -160,6 +192,9 @@ class ForeignCluster(Cluster):
         """Not here."""
         raise Unavailable(f"{component} of somebody else's cluster is not started")
 
+    def crash(self, pod: str) -> None:
+        """Its processes are out of reach; to delete the pod has to do."""
+
     def kill_node(self, number: int) -> None:
         """Not here."""
         raise Unavailable(f"node {number} of somebody else's cluster is not killed")
@@ -175,18 +210,3 @@ class ForeignCluster(Cluster):
     def _listed(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = json.loads(self.kubectl("get", "nodes", "--output=json"))["items"]
         return listed
-
-    def _write_credentials(self, config: Mapping[str, Any]) -> None:
-        """Where the harness's own cluster has them, for clients besides kubectl; a user without a certificate has none."""
-        user, cluster = config["users"][0]["user"], config["clusters"][0]["cluster"]
-        files = {
-            "ca.crt": cluster.get("certificate-authority-data"),
-            "admin.crt": user.get("client-certificate-data"),
-            "admin.key": user.get("client-key-data"),
-        }
-        pki = self.directory / "pki"
-        pki.mkdir(mode=0o700)
-        for name, encoded in files.items():
-            if encoded:
-                with os.fdopen(os.open(pki / name, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-                    file.write(base64.b64decode(encoded))

@@ -4,7 +4,6 @@ No registry takes part. An archive is named after a digest of everything that go
 never built twice. Where a Dockerfile says `ARG BASE`, a local Debian made by debootstrap stands in for the public image.
 """
 
-import atexit
 import fcntl
 import hashlib
 import os
@@ -19,7 +18,9 @@ from pathlib import Path
 
 from tests.e2e.cluster import binaries
 from tests.e2e.cluster.errors import ClusterError, Unavailable
+from tests.e2e.cluster.mounts import mounts_below, unmount
 from tests.e2e.cluster.node import PAUSE_IMAGE
+from tests.e2e.cluster.processes import perishable
 
 REPOSITORY = Path(__file__).parents[3]
 DEPLOY_IMAGES = REPOSITORY / "deploy" / "images"
@@ -30,6 +31,8 @@ _HOOK_FILES = ("libsair_cuda.so", "sair-install")
 
 BASE_IMAGE = "localhost/sair-debian:1"
 _BASE_PACKAGES = "python3,python3-venv,ca-certificates"
+_LOCK = ".lock"
+_SCRATCH = "tmp"
 _LAYERS_KEPT = 60
 # What a container never reads.
 _BASE_BALLAST = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
@@ -49,6 +52,7 @@ class Image:
         arguments: values of the Dockerfile's ARGs.
         on_base: whether it stands on the local base image.
         excluded: names of directories that are left out wherever they lie below a source.
+        elsewhere: files that COPY reads and that do not lie below `context`, by their place in it.
     """
 
     tag: str
@@ -58,6 +62,16 @@ class Image:
     arguments: Mapping[str, str] = field(default_factory=dict)
     on_base: bool = False
     excluded: frozenset[str] = frozenset({"__pycache__"})
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+
+    def files(self) -> dict[str, Path]:
+        """Everything that COPY reads: by its place in the build's context, where it lies."""
+        found = {
+            str(path.relative_to(self.context)): path
+            for source in self.sources
+            for path in _files(self.context / source, self.excluded)
+        }
+        return found | dict(self.elsewhere)
 
 
 def pause() -> Image:
@@ -147,16 +161,16 @@ def example(tag: str) -> Image:
     build = _cache() / "hook"
     make = ["nice", "-n", "10", "make", "--silent", f"--directory={REPOSITORY / 'cuda_hook'}", f"BUILD={build}"]
     _run([*make, f"{build / 'driver/libcuda.so.1'}"])
-    # What is built outside the checkout and what lies in it, side by side as the Dockerfile finds them in a checkout.
-    context = Path(tempfile.mkdtemp(prefix="sair-example-"))
-    atexit.register(shutil.rmtree, context, ignore_errors=True)
-    app, requirements = Path("deploy/examples/app"), Path("requirements/runtime.txt")
-    shutil.copytree(REPOSITORY / app, context / app, ignore=shutil.ignore_patterns("__pycache__"))
-    for source, target in ((REPOSITORY / requirements, requirements), (build / "driver/libcuda.so.1", Path(driver))):
-        (context / target).parent.mkdir(parents=True)
-        shutil.copy2(source, context / target)
-    sources = (str(app), driver, str(requirements))
-    return Image(tag, DEPLOY_IMAGES / "Dockerfile.example", context, sources, on_base=True)
+    app, requirements = "deploy/examples/app", "requirements/runtime.txt"
+    # The driver is built outside the checkout; the Dockerfile finds it as in a checkout.
+    return Image(
+        tag,
+        DEPLOY_IMAGES / "Dockerfile.example",
+        REPOSITORY,
+        (app, requirements),
+        on_base=True,
+        elsewhere={driver: build / "driver/libcuda.so.1"},
+    )
 
 
 _RECIPES: Mapping[str, Callable[[str], Image]] = {
@@ -211,6 +225,22 @@ def archive(image: Image) -> Path:
     return path
 
 
+def sweep() -> None:
+    """Undo what killed builds left: mounts, scratch directories, working containers. A build that is under way is left alone."""
+    if not _cache().exists():
+        return
+    with (_cache() / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        unmount(mounts_below(_cache()))
+        for scratch in _cache().glob(f"{_SCRATCH}*"):
+            shutil.rmtree(scratch)
+        if (_cache() / "storage").exists() and shutil.which("buildah") and _buildah("containers", "--quiet"):
+            _buildah("rm", "--all")
+
+
 def _of_binary(tag: str, binary: Path) -> Image:
     return Image(tag, _BINARY_DOCKERFILE, binary.parent, (binary.name,), {"BINARY": binary.name})
 
@@ -222,10 +252,9 @@ def _cache() -> Path:
 def _digest(image: Image) -> str:
     digest = hashlib.sha256(image.dockerfile.read_bytes())
     digest.update(repr((image.tag, sorted(image.arguments.items()), image.on_base)).encode())
-    for source in image.sources:
-        for path in _files(image.context / source, image.excluded):
-            digest.update(f"{path.relative_to(image.context)} {path.stat().st_mode:o}".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, path in image.files().items():
+        digest.update(f"{name} {path.stat().st_mode:o}".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
@@ -239,15 +268,14 @@ def _files(root: Path, excluded: frozenset[str]) -> list[Path]:
 
 def _build(image: Image, path: Path) -> None:
     print(f"building image {image.tag}", flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as scratch:
         # The context holds what the image needs and nothing else, whatever else lies in the checkout.
         context = Path(scratch) / "context"
         context.mkdir()
-        for source in image.sources:
-            for file in _files(image.context / source, image.excluded):
-                target = context / file.relative_to(image.context)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(file, target)
+        for name, path_here in image.files().items():
+            target = context / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(path_here, target)
         arguments = [f"--build-arg={name}={value}" for name, value in image.arguments.items()]
         if image.on_base:
             arguments.append(f"--build-arg=BASE={BASE_IMAGE}")
@@ -270,13 +298,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _ensure_base() -> None:
-    if subprocess.run(_buildah_command("inspect", BASE_IMAGE), capture_output=True, check=False).returncode == 0:
+    if BASE_IMAGE in _buildah("images", "--format={{.Name}}:{{.Tag}}").split():
         return
     debootstrap = shutil.which("debootstrap")
     if debootstrap is None:
         raise Unavailable("no debootstrap for the base image; `python -m tests.e2e.cluster deps` installs it")
     print("making the local base image, once: about a minute", flush=True)
-    with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+    with tempfile.TemporaryDirectory(dir=_cache(), prefix=_SCRATCH) as scratch:
         root = Path(scratch) / "root"
         _run(["nice", "-n", "10", debootstrap, "--variant=minbase", f"--include={_BASE_PACKAGES}", _suite(), str(root)])
         for name in _BASE_BALLAST:
@@ -308,7 +336,7 @@ def _buildah(*arguments: str) -> str:
 
 
 def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(perishable(command), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ClusterError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
     return done.stdout
@@ -317,6 +345,6 @@ def _run(command: Sequence[str]) -> str:
 @contextmanager
 def _locked() -> Iterator[None]:
     _cache().mkdir(parents=True, exist_ok=True)
-    with (_cache() / ".lock").open("w") as lock:
+    with (_cache() / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

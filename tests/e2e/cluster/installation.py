@@ -47,8 +47,6 @@ class Installation:
         self.objects: list[dict[str, Any]] = _documents(cluster.kubectl(*offline, stdin=rendered))
         """What the kustomization renders to."""
         self._applied_s = 0.0
-        self.ready_after_s: float | None = None
-        """Seconds from the latest `apply` to the end of the `wait` after it; None before that."""
 
     def load_images(self) -> None:
         """Build every image that it names and import it into every node, unless the nodes get them elsewhere."""
@@ -60,8 +58,8 @@ class Installation:
         self._applied_s = time.monotonic()
         return self.cluster.kubectl("apply", f"--kustomize={self.kustomization}", timeout_s=120)
 
-    def wait(self, timeout_s: float = 120.0) -> None:
-        """Return once every workload of it is complete.
+    def wait(self, timeout_s: float = 120.0) -> float:
+        """Return once every workload of it is complete: the seconds since it was applied.
 
         Raises:
             ClusterError: one is not in time; the note says what its pods and events look like.
@@ -69,7 +67,7 @@ class Installation:
         # Together, so that the time is the slowest one's and not the sum.
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda workload: self._wait_for(workload, timeout_s), self.workloads()))
-        self.ready_after_s = time.monotonic() - self._applied_s
+        return time.monotonic() - self._applied_s
 
     def delete(self) -> None:
         """Delete everything of it and wait until it is gone."""

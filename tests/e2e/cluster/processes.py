@@ -71,6 +71,18 @@ class Identity:
             time.sleep(0.005)
 
 
+def perishable(command: Sequence[str | Path]) -> list[str | Path]:
+    """A command whose whole tree, and whatever it mounts, ends with the thread that waits for it, also at SIGKILL.
+
+    Root alone may make the namespaces that this takes; of somebody else's command only the first process ends at once.
+    """
+    unshare = shutil.which("unshare")
+    if os.geteuid() != 0 or unshare is None:
+        return [*_dying_with_its_parent(), *command]
+    namespaces = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
+    return [*_dying_with_its_parent(), unshare, *namespaces, *command]
+
+
 class ProcessTable:
     """The processes of one cluster, written to a file as they start."""
 
@@ -96,9 +108,8 @@ class ProcessTable:
         """
         self.stop(name)
         words = [os.fspath(word) for word in command]
-        # setpriv execs, so the pid is the program's own.
-        if self._bound and (setpriv := shutil.which("setpriv")):
-            words = [setpriv, "--pdeathsig", "SIGKILL", *words]
+        if self._bound:
+            words = [*_dying_with_its_parent(), *words]
         child = _SPAWNER.submit(_spawn, words, self.log(name), {**os.environ, **(environment or {})}).result()
         identity = Identity.of(name, child.pid)
         self._save([*self._load(), identity])
@@ -144,6 +155,12 @@ class ProcessTable:
         scratch = self._file.with_suffix(".tmp")
         scratch.write_text(json.dumps([asdict(identity) for identity in identities]))
         scratch.replace(self._file)
+
+
+def _dying_with_its_parent() -> list[str]:
+    # setpriv execs, so the pid is the program's own.
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "SIGKILL"] if setpriv else []
 
 
 def _spawn(words: list[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
