@@ -50,7 +50,7 @@ fmt: $(STAMP)-dev ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 unit: $(STAMP)-dev hook cluster-ready ## The tests, with the real Kubernetes where this machine can have one
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not long"
 
 # In CI a cluster that cannot be had is a failure; elsewhere its tests are skipped and say why.
 ifeq ($(CI),true)
