@@ -105,6 +105,8 @@ def test_a_run_that_is_stopped_leaves_nothing_running(tmp_path: Path, number: si
         stderr=subprocess.PIPE,
         text=True,
         env=environment(folder) | {"PYTHONUNBUFFERED": "1"},
+        # What is started in the background of a script ignores SIGINT, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     ) as process:
         assert process.stdout is not None
         while "req/s" not in process.stdout.readline():
