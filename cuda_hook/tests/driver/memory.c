@@ -1,4 +1,5 @@
-/* Device memory by every path the driver offers. Addresses are real (unpopulated) mappings, so that copies work. */
+/* Device memory by every path the driver offers. Addresses are real (unpopulated) mappings, so that copies work.
+ * In one file, because all paths give out blocks of one card under one lock. */
 #include "driver.h"
 
 #include <stdlib.h>
