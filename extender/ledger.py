@@ -14,8 +14,6 @@ a card shrinks), at every moment and in whatever order things become known:
   first. A wish is written alone only where it must wait, for everybody to see; not while a neighbour is just giving its share up.
 
 One module, though it is a little long: every rule above holds because all of them change one state in one place.
-
-One module although it is long: every method keeps the same sum over the same state, and they are read against each other.
 """
 
 from __future__ import annotations
