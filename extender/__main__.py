@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
@@ -18,6 +19,7 @@ from extender.granting import COMPONENT, Granter
 from extender.leadership import Leadership
 from extender.ledger import Ledger
 from extender.metrics import Metrics
+from extender.reminding import Reminder
 from extender.server import Answers, extender_application
 from extender.settings import Settings
 from extender.watching import Watching
@@ -95,7 +97,10 @@ async def running(settings: Settings, api: Api, *, registry: CollectorRegistry |
     metrics = Metrics(registry, ledger, lambda: leadership.leads(time.monotonic()))
     recorder = Recorder(api, COMPONENT, settings.identity)
     orders: asyncio.TaskGroup = asyncio.TaskGroup()
-    granter = Granter(api, ledger, recorder, metrics, spawn=orders.create_task, monotonic=time.monotonic)
+    reminder = Reminder(api, COMPONENT, after_s=settings.remind_after_s, utc=lambda: datetime.now(UTC))
+    granter = Granter(
+        api, ledger, recorder, metrics, spawn=orders.create_task, monotonic=time.monotonic, reminder=reminder
+    )
 
     watching = Watching(api, settings, leadership, granter.tell, time.monotonic)
     binder = Binder(api, ledger, granter, watching.pods.get, time.monotonic)

@@ -24,6 +24,7 @@ from extender.entries import (
 )
 from extender.ledger import Ledger
 from extender.metrics import Metrics
+from extender.reminding import Reminder
 from extender.replica import Replica, parse_replica
 from sair.annotations import GPU_GRANTED, GPU_RATE
 from sair.errors import Conflict, NotFound, SairError
@@ -53,6 +54,7 @@ class Granter:
         metrics: Counts.
         spawn: Starts a task that nobody waits for; an unexpected error in it must end the program.
         monotonic: Local time in seconds, the ledger's clock.
+        reminder: Tells kubelet of grants once more.
         backoff: Waits after failures in a row, per pod.
     """
 
@@ -65,6 +67,7 @@ class Granter:
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         monotonic: Callable[[], float],
+        reminder: Reminder,
         backoff: Backoff = _BACKOFF,
     ) -> None:
         self._api = api
@@ -73,6 +76,7 @@ class Granter:
         self._metrics = metrics
         self._spawn = spawn
         self._monotonic = monotonic
+        self._reminder = reminder
         self._backoff = backoff
         self._failures: Counter[str] = Counter()
 
@@ -143,6 +147,7 @@ class Granter:
             raised = replica.granted is not None and order.rate > replica.granted
             self._metrics.grants_s.labels("raise" if raised else "lowering").observe(self._monotonic() - began_s)
             self._report(replica, Outcome.GRANTED, f"{replica.granted} → {order.rate} of gpu {replica.index}")
+            self._spawn(self._reminder.remind(written))
         self.tell(PodSeen(written))
 
     async def _recover(self, replica: Replica, error: SairError) -> None:

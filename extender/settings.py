@@ -53,6 +53,10 @@ class Settings:
     """Seconds after which a write whose answer was lost is looked up and given up if it did not happen. Must exceed the API server's
     request timeout (60 s unless set otherwise), after which it cannot happen any more."""
 
+    remind_after_s: Seconds = 3.0
+    """Seconds after a live pod's grant until the pod is changed once more (`sair.dev/gpu-granted-at`), for a kubelet that did not take
+    up the first change."""
+
     request_timeout_s: Seconds = 4.0
     """Deadline of one request to the API server, in seconds; below the scheduler's httpTimeout for extenders (5 s unless set otherwise)."""
 

@@ -16,6 +16,7 @@ __all__ = [
     "CONTAINER",
     "GPUS",
     "GPU_GRANTED",
+    "GPU_GRANTED_AT",
     "GPU_INDEX",
     "GPU_MEMORY",
     "GPU_RATE",
@@ -38,6 +39,7 @@ STAGE = PREFIX + "stage"
 AFTER = PREFIX + "after"
 GPU_RATE = PREFIX + "gpu-rate"
 GPU_GRANTED = PREFIX + "gpu-granted"
+GPU_GRANTED_AT = PREFIX + "gpu-granted-at"
 GPU_MEMORY = PREFIX + "gpu-memory"
 GPU_INDEX = PREFIX + "gpu-index"
 CONTAINER = PREFIX + "container"
@@ -56,7 +58,7 @@ _USER_KEYS = frozenset(
         *("latency-metric", "queue-metric", "arrivals-metric", "container"),
     )
 )
-_SYSTEM_KEYS = frozenset((GPU_GRANTED, GPU_INDEX, INJECTED))
+_SYSTEM_KEYS = frozenset((GPU_GRANTED, GPU_GRANTED_AT, GPU_INDEX, INJECTED))
 _DNS_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,199}", re.ASCII)

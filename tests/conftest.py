@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def _event_loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[Blo
             function.can_block_in("importlib/metadata/__init__.py", {"read_text", "version"})
             function.can_block_in("asyncio/unix_events.py", {"_start"})
         yield guard
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_as_it_was() -> Iterator[None]:
+    """A command under test sets logging up for its process, onto a stderr that ends with the command."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -11,6 +11,7 @@ from sair import wire
 from sair.annotations import (
     CONTAINER,
     GPU_GRANTED,
+    GPU_GRANTED_AT,
     GPU_INDEX,
     GPU_RATE,
     INJECTED,
@@ -51,7 +52,7 @@ __all__ = ["Denied", "Mutated", "decide", "mutate", "stamped_cpu", "stamped_rate
 DEFAULT_SCHEDULER: Final = "default-scheduler"
 """What the API server writes where the user chose no scheduler, before any webhook sees the pod."""
 
-_GRANTS: Final = (GPU_GRANTED, GPU_INDEX)
+_GRANTS: Final = (GPU_GRANTED, GPU_GRANTED_AT, GPU_INDEX)
 _NO_GPU: Final = frozenset(("", "none", "void"))
 _VENDOR: Final = "nvidia.com/"
 

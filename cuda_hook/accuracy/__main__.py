@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -125,25 +125,45 @@ def main(
         root = Path(directory)
         numbered = list(enumerate(wanted))
 
-        def run(item: tuple[int, Measurement]) -> Sequence[Verdict]:
-            verdicts = _repeat(item[1], root / str(item[0]), seconds)
+        def run(item: tuple[int, Measurement], turn: str = "1") -> Sequence[Verdict]:
+            verdicts = _repeat(item[1], root / turn / str(item[0]), seconds)
             for verdict in verdicts:
                 mark = "ok" if verdict.is_met else "MISSED"
                 typer.echo(f"[{time.monotonic() - started:5.0f} s] {mark:6} {verdict.case}", err=True)
             return verdicts
 
         with ThreadPoolExecutor(jobs) as pool:
-            verdicts = [v for rows in pool.map(run, [i for i in numbered if not i[1].alone]) for v in rows]
-        verdicts += [v for item in numbered if item[1].alone for v in run(item)]
+            beside = [item for item in numbered if not item[1].alone]
+            found = list(zip(beside, pool.map(run, beside), strict=True))
+        found += [(item, run(item)) for item in numbered if item[1].alone]
+        verdicts = [
+            verdict
+            for item, first in found
+            for verdict in (first if _reached(first) else _both_told(first, run(item, "2")))
+        ]
     typer.echo("\n".join(table(verdicts)))
+    twice = sum(bool(verdict.note) for verdict in verdicts)
     missed = [verdict for verdict in verdicts if not verdict.is_met or not verdict.is_conclusive]
     typer.echo("")
     typer.echo(
-        f"{len(verdicts) - len(missed)} of {len(verdicts)} rows hold. Shares are the simulated device's own record. Kernels longer "
+        f"{len(verdicts) - len(missed)} of {len(verdicts)} rows hold, {twice} of them measured twice: a miss is measured once more, "
+        f"alone, and counts if it is one again. Shares are the simulated device's own record. Kernels longer "
         f"than {LONG_KERNEL_MS[1000]:.0f} ms (1 s windows) and {LONG_KERNEL_MS[100]:.0f} ms (100 ms windows) are held to the ideal "
         "periodic limiter's error + 1 point. 'starved': windows left out because the host did not run the application."
     )
     raise typer.Exit(1 if missed else 0)
+
+
+def _reached(verdicts: Sequence[Verdict]) -> bool:
+    return all(verdict.is_met and verdict.is_conclusive for verdict in verdicts)
+
+
+def _both_told(first: Sequence[Verdict], second: Sequence[Verdict]) -> Sequence[Verdict]:
+    """The second run's rows, each with what the first missed."""
+    missed = "; ".join(
+        f"{figure.name} {figure}" for verdict in first for figure in verdict.figures if not figure.is_met
+    )
+    return [replace(verdict, note=f"(first run: {missed or 'host starved'})") for verdict in second]
 
 
 def _repeat(measurement: Measurement, directory: Path, seconds: float) -> Sequence[Verdict]:

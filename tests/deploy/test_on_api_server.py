@@ -166,7 +166,7 @@ class TestWhoMayWriteWhatOnALivePod:
         self, installed: ControlPlane, pod: str
     ) -> None:
         _annotate(installed, pod, EXTENDER, "gpu-rate=0.5", "gpu-granted=0.5", "gpu-index=1")
-        _annotate(installed, pod, EXTENDER, "gpu-rate=0.6")
+        _annotate(installed, pod, EXTENDER, "gpu-rate=0.6", "gpu-granted-at=2026-01-01T00:00:00.000+00:00")
 
         found = _annotations(installed, pod)
         assert (found["sair.dev/gpu-rate"], found["sair.dev/gpu-granted"]) == ("0.6", "0.5")
@@ -180,6 +180,7 @@ class TestWhoMayWriteWhatOnALivePod:
             (TENANT, "gpu-rate=1", "may not change it on a live pod"),
             (TENANT, "gpu-rate", "may not change it on a live pod"),
             (TENANT, "gpu-granted=1", "only the extender of sair-scheduler grants"),
+            (TENANT, "gpu-granted-at=now", "only the extender of sair-scheduler grants"),
             (TENANT, "gpu-memory=1Mi", "do not change"),
             (TENANT, "stage=other", "do not change"),
             (TENANT, "pipeline", "do not change"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
 
-from sair.annotations import GPU_GRANTED, GPU_INDEX, GPUS
+from sair.annotations import GPU_GRANTED, GPU_GRANTED_AT, GPU_INDEX, GPUS
 from sair.kube.client import Api
 from sair.kube.patch import merge_patch_annotations
 from sair.kube.resources import NODES, PODS
@@ -143,7 +144,7 @@ async def test_a_raise_and_a_lowering_of_live_pods_are_granted_and_reported(api:
 async def test_an_uncontended_raise_or_lowering_is_exactly_one_change_of_the_pod(api: Api, cluster: Cluster) -> None:
     node = await cluster.node("a", 1)
     pod = await cluster.pod("one", "0.3")
-    async with extender(api) as scheduler:
+    async with extender(api, remind_after_s=3600.0) as scheduler:
         assert await scheduler.bind(pod, node) == ""
         for rate in ("0.8", "0.2", "0.5"):
             await cluster.wish("one", rate)
@@ -162,6 +163,36 @@ async def test_an_uncontended_raise_or_lowering_is_exactly_one_change_of_the_pod
         ("0.2", "0.2"),
         ("0.5", "0.5"),
     ]
+
+
+async def test_a_grant_is_followed_by_one_more_change_of_the_pod_and_only_the_newest_is(
+    api: Api, cluster: Cluster
+) -> None:
+    node = await cluster.node("a", 1)
+    pods = [await cluster.pod(name, "0.3") for name in ("one", "gone")]
+    async with extender(api, remind_after_s=2.0) as scheduler:
+        for pod in pods:
+            assert await scheduler.bind(pod, node) == ""
+        await cluster.wish("gone", "0.2")
+        await cluster.granted("gone", "0.2")
+        await cluster.delete("gone")
+        for rate in ("0.5", "0.4"):
+            await cluster.wish("one", rate)
+            await cluster.granted("one", rate)
+
+        async def reminded() -> bool:
+            return GPU_GRANTED_AT in (await raw(cluster, "one"))["metadata"]["annotations"]  # type: ignore[index]
+
+        await eventually(reminded)
+        # A raise after it finds the pod as the reminder left it.
+        await cluster.wish("one", "0.6")
+        await cluster.granted("one", "0.6")
+
+    metadata = (await raw(cluster, "one"))["metadata"]
+    at = datetime.fromisoformat(metadata["annotations"][GPU_GRANTED_AT])  # type: ignore[index]
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=5)
+    granted = [str(one.granted) for one in cluster.history["one"]]
+    assert granted == ["None", "0.3", "0.5", "0.4", "0.4", "0.6"]
 
 
 async def test_a_wish_for_a_stage_reaches_all_its_pods_those_being_bound_too(api: Api, cluster: Cluster) -> None:

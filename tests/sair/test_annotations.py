@@ -32,7 +32,7 @@ KEYS = st.sampled_from(
             "latency-metric",
             "container",
         ),
-        *("queue-metric", "arrivals-metric", "gpu-granted", "gpu-index", "injected", "no-such-key"),
+        *("queue-metric", "arrivals-metric", "gpu-granted", "gpu-granted-at", "gpu-index", "injected", "no-such-key"),
     ]
 )
 

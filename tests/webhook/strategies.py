@@ -53,7 +53,7 @@ def admissible_pods(draw: st.DrawFn) -> dict[str, Any]:
             annotations["sair.dev/gpu-rate-max"] = "1"
     if draw(st.booleans()):
         annotations["sair.dev/container"] = draw(st.sampled_from(names))
-    for key in draw(st.sets(st.sampled_from(["gpu-granted", "gpu-index", "injected"]))):
+    for key in draw(st.sets(st.sampled_from(["gpu-granted", "gpu-granted-at", "gpu-index", "injected"]))):
         annotations[f"sair.dev/{key}"] = draw(_TEXT)
     spec: dict[str, Any] = {"containers": [draw(containers(name)) for name in names], **draw(_UNKNOWN)}
     if draw(st.booleans()):

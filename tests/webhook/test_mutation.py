@@ -19,6 +19,7 @@ from webhook.mutation import decide
 from webhook.review import AdmissionRequest, Verdict
 from webhook.settings import WebhookSettings
 
+_GRANTS = ("sair.dev/gpu-granted", "sair.dev/gpu-granted-at", "sair.dev/gpu-index")
 _FIELDS = (
     "name",
     "env",
@@ -352,13 +353,13 @@ class TestTheStampedCpu:
 class TestNobodyGrantsThemselvesAShare:
     @pytest.mark.parametrize("stage", [GPU_STAGE, CPU_STAGE], ids=["gpu", "cpu"])
     def test_a_grant_in_a_new_pod_is_removed_and_the_author_told(self, stage: dict[str, str]) -> None:
-        forged = {**stage, "sair.dev/gpu-granted": "1", "sair.dev/gpu-index": "0"}
+        forged = {**stage, **dict.fromkeys(_GRANTS, "1")}
 
         verdict = ask(pod(forged))
         made = admitted(pod(forged))
 
-        assert not {"sair.dev/gpu-granted", "sair.dev/gpu-index"} & made["metadata"]["annotations"].keys()
-        assert [warning.split(" ")[0] for warning in verdict.warnings] == ["sair.dev/gpu-granted", "sair.dev/gpu-index"]
+        assert not set(_GRANTS) & made["metadata"]["annotations"].keys()
+        assert [warning.split(" ")[0] for warning in verdict.warnings] == list(_GRANTS)
 
     def test_a_forged_mark_of_injection_saves_nobody_from_it(self) -> None:
         own_hook = {"name": "sair-hook", "image": "example/no-op:1"}

@@ -16,7 +16,7 @@ from tests.e2e.cluster import binaries
 from tests.e2e.cluster.certificates import Authority, KeyPair, write_kubeconfig, write_signing_key
 from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.probes import answers_200, wait_until
-from tests.e2e.cluster.processes import Identity, ProcessTable
+from tests.e2e.cluster.processes import Identity, ProcessTable, bound
 
 SERVICE_NETWORK = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
@@ -276,7 +276,7 @@ def run_kubectl(
     """
     try:
         done = subprocess.run(
-            [kubectl, f"--kubeconfig={kubeconfig}", *arguments],
+            bound([kubectl, f"--kubeconfig={kubeconfig}", *arguments]),
             input=stdin,
             capture_output=True,
             text=True,

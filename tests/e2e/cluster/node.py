@@ -10,7 +10,7 @@ from tests.e2e.cluster import cgroups
 from tests.e2e.cluster.certificates import Authority, write_kubeconfig
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.network import Fabric
-from tests.e2e.cluster.processes import ProcessTable
+from tests.e2e.cluster.processes import ProcessTable, bound
 
 CLUSTER_DNS = "10.96.0.10"
 PAUSE_IMAGE = "sair.test/pause:1"
@@ -106,7 +106,7 @@ class Node:
         done_before = self.directory / "imported" / f"{archive.name}-{state.st_size}-{state.st_mtime_ns}"
         if done_before.exists():
             return
-        command = ["ctr", f"--address={self.socket}", "--namespace=k8s.io", "images", "import", str(archive)]
+        command = bound(["ctr", f"--address={self.socket}", "--namespace=k8s.io", "images", "import", archive])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"{self.name}: importing {archive.name}: {done.stderr.strip()}")
@@ -119,7 +119,7 @@ class Node:
         Raises:
             ClusterError: it does not in time; the message ends with its last words.
         """
-        command = ["ctr", f"--address={self.socket}", "--connect-timeout=1s", "version"]
+        command = bound(["ctr", f"--address={self.socket}", "--connect-timeout=1s", "version"])
         deadline = time.monotonic() + timeout_s
         while subprocess.run(command, capture_output=True, check=False).returncode:
             if time.monotonic() > deadline or not self.alive:

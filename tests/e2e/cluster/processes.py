@@ -78,9 +78,15 @@ def perishable(command: Sequence[str | Path]) -> list[str | Path]:
     """
     unshare = shutil.which("unshare")
     if os.geteuid() != 0 or unshare is None:
-        return [*_dying_with_its_parent(), *command]
-    namespaces = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
-    return [*_dying_with_its_parent(), unshare, *namespaces, *command]
+        return bound(command)
+    return bound([unshare, "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", *command])
+
+
+def bound(command: Sequence[str | Path]) -> list[str | Path]:
+    """A command whose process ends with the thread that waits for it, also at SIGKILL."""
+    # setpriv execs, so the pid is the program's own.
+    setpriv = shutil.which("setpriv")
+    return [*([setpriv, "--pdeathsig", "SIGKILL"] if setpriv else []), *command]
 
 
 class ProcessTable:
@@ -107,9 +113,7 @@ class ProcessTable:
             environment: added to this process's own.
         """
         self.stop(name)
-        words = [os.fspath(word) for word in command]
-        if self._bound:
-            words = [*_dying_with_its_parent(), *words]
+        words = [os.fspath(word) for word in (bound(command) if self._bound else command)]
         child = _SPAWNER.submit(_spawn, words, self.log(name), {**os.environ, **(environment or {})}).result()
         identity = Identity.of(name, child.pid)
         self._save([*self._load(), identity])
@@ -155,12 +159,6 @@ class ProcessTable:
         scratch = self._file.with_suffix(".tmp")
         scratch.write_text(json.dumps([asdict(identity) for identity in identities]))
         scratch.replace(self._file)
-
-
-def _dying_with_its_parent() -> list[str]:
-    # setpriv execs, so the pid is the program's own.
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "SIGKILL"] if setpriv else []
 
 
 def _spawn(words: list[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
