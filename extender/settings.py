@@ -53,7 +53,7 @@ class Settings:
     """Seconds after which a write whose answer was lost is looked up and given up if it did not happen. Must exceed the API server's
     request timeout (60 s unless set otherwise), after which it cannot happen any more."""
 
-    remind_after_s: Seconds = 3.0
+    remind_after_s: Seconds = 1.5
     """Seconds after a live pod's grant until the pod is changed once more (`sair.dev/gpu-granted-at`), for a kubelet that did not take
     up the first change."""
 

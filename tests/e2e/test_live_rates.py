@@ -28,8 +28,8 @@ _PAUSE_S = 0.5
 _LATE_S = 100.0
 _LATE_P99_S = 2.0
 """Of a quiet machine: 99 of a hundred changes, from the wish to what the GPU does."""
-_LATEST_S = 8.0
-"""And all of them: one that kubelet missed it finds when the extender reminds it, after three seconds."""
+_LATEST_S = 5.0
+"""And all of them: one that kubelet missed it finds when the extender reminds it."""
 _WINDOW = 100
 """Bins of a millisecond over which a share is a share."""
 _CLOSE = 0.03

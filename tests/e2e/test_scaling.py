@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from controller.explain import explain
 from tests.e2e.bars import TOO_BUSY, Processors, in_ci, judged
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
@@ -165,7 +166,7 @@ def side_by_side(examples: Mapping[str, Example]) -> tuple[Run, str]:
         examples: by scaler, SAIR's first; none is deployed yet.
 
     Returns:
-        The run, and a report: the table of the outcomes, an empty line, SAIR's run second by second.
+        The run, and a report: the table of the outcomes, an empty line, SAIR's run second by second and its rounds in words.
     """
     scaled, *_ = examples.values()
     cluster = scaled.cluster
@@ -185,7 +186,9 @@ def side_by_side(examples: Mapping[str, Example]) -> tuple[Run, str]:
     samples = sampler.of(scaled.namespace)
     decided = journal(cluster, f"{scaled.namespace}/{PIPELINE}", _JOURNAL_RECORDS)
     table = "\n".join([HEADER, *(f"| {name} | {each.row} |" for name, each in outcomes.items())])
-    report = f"{table}\n\nWith SAIR, second by second:\n\n{timeline(scaled.latencies(), samples, decided)}"
+    seconds = timeline(scaled.latencies(), samples, decided)
+    told = "\n\n".join("\n".join(explain(each, PIPELINE)) for each in decided)
+    report = f"{table}\n\nWith SAIR, second by second:\n\n{seconds}\n\nIts rounds:\n\n{told}"
     return Run(scaled, outcomes, samples, status, columns, fullest, busy), report
 
 
