@@ -16,8 +16,6 @@ from tests.e2e.cluster.errors import ClusterError, Unavailable
 from tests.e2e.cluster.foreign import ForeignCluster
 from tests.e2e.cluster.installation import Installation, kustomization
 
-_LONG = {"test_live_rates", "test_outages", "test_scaling"}
-"""Minutes each, and of what a busy machine does to a whole cluster; `make e2e` runs them, `make test` leaves them out."""
 _CLUSTER_READY_S = 15.0
 _SAIR_READY_S = 60.0
 _TIMEOUT_S = 900
@@ -134,8 +132,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_TIMEOUT_S))
-        if item.path.stem in _LONG:
-            item.add_marker(pytest.mark.long)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -9,18 +9,12 @@ from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.pods import rollout
 
 NAMESPACE = "sair-system"
-INTERVAL_S = 8
-"""Of the rounds of `short_rounds`."""
-_FAST = {
-    "SAIR_CONTROLLER_INTERVAL_S": f"{INTERVAL_S}",
-    "SAIR_CONTROLLER_WINDOW_S": "5",
-    "SAIR_CONTROLLER_REFLEX_INTERVAL_S": "1",
-}
 
 
-def short_rounds(cluster: Cluster) -> None:
-    """From now on rounds of 8 s and a reflex that looks every second; where it is so already, nothing happens."""
-    variables = [f"{name}={value}" for name, value in _FAST.items()]
+def short_rounds(cluster: Cluster, *, interval_s: int = 8) -> None:
+    """From now on rounds of so many seconds and a reflex that looks every second; where it is so already, nothing happens."""
+    wanted = {"INTERVAL_S": f"{interval_s}", "WINDOW_S": f"{min(5, interval_s - 1)}", "REFLEX_INTERVAL_S": "1"}
+    variables = [f"SAIR_CONTROLLER_{name}={value}" for name, value in wanted.items()]
     cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={NAMESPACE}", *variables)
     rollout(cluster, NAMESPACE, "sair-controller", timeout_s=90)
 

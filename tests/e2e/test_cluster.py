@@ -12,6 +12,14 @@ from tests.e2e.pods import create, eventually, execute, pods, ready, rollout, se
 pytestmark = pytest.mark.usefixtures("harness")
 
 
+@pytest.fixture(scope="module")
+def shop(cluster: Cluster, shared_namespace: str) -> str:
+    """Namespace of a Deployment of two pods, one on each node, and a Service in front of them."""
+    create(cluster, shared_namespace, web("shop", replicas=2, annotations={"colour": "red"}), service("shop"))
+    rollout(cluster, shared_namespace, "shop")
+    return shared_namespace
+
+
 def test_two_nodes_are_ready_with_addresses_of_their_own(cluster: Cluster) -> None:
     nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
 
@@ -21,102 +29,61 @@ def test_two_nodes_are_ready_with_addresses_of_their_own(cluster: Cluster) -> No
     assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {"v1.34.4"}
 
 
-def test_forty_pods_run_and_both_nodes_take_their_share(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("many", replicas=40))
-
-    eventually(lambda: sum(map(ready, pods(cluster, namespace, "many"))) == 40, 90, "40 pods Ready")
-
-    homes = [pod["spec"]["nodeName"] for pod in pods(cluster, namespace, "many")]
-    assert 10 <= homes.count("node0") <= 30
-
-
-def test_logs_and_exec_reach_a_container_that_runs_as_nobody(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("talker"))
-    rollout(cluster, namespace, "talker")
-    (pod,) = pods(cluster, namespace, "talker")
+def test_logs_and_exec_reach_a_container_that_runs_as_nobody(cluster: Cluster, shop: str) -> None:
+    pod, _ = pods(cluster, shop, "shop")
     name = pod["metadata"]["name"]
 
-    identity = execute(cluster, namespace, name, "id", "--user")
-    address = pod["status"]["podIP"]
+    identity = execute(cluster, shop, name, "id", "--user")
     # The host is connected to the fabric and so reaches a pod by its address.
-    with urllib.request.urlopen(f"http://{address}:8000/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8000/", timeout=10) as answer:
         assert answer.status == 200
 
     assert identity.strip() == "65532"
-    eventually(lambda: "GET /" in cluster.kubectl("logs", name, f"--namespace={namespace}"), 10, "a line in the log")
+    eventually(lambda: "GET /" in cluster.kubectl("logs", name, f"--namespace={shop}"), 10, "a line in the log")
 
 
-def test_a_service_is_reached_by_name_from_another_node_and_from_its_own_pod(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("shop", replicas=2, annotations={"colour": "red"}), service("shop"))
-    rollout(cluster, namespace, "shop")
-    fetch = f"import urllib.request as r; print(r.urlopen('http://shop.{namespace}.svc.cluster.local/colour').read())"
+def test_a_service_is_reached_by_name_from_another_node_and_from_its_own_pod(cluster: Cluster, shop: str) -> None:
+    found = pods(cluster, shop, "shop")
+    assert {pod["spec"]["nodeName"] for pod in found} == {node.name for node in cluster.nodes}
+    # Often enough that every pod is answered by itself, by its neighbour, or by the other node.
+    fetch = (
+        "import urllib.request as r\n"
+        f"for _ in range(6): print(r.urlopen('http://shop.{shop}.svc.cluster.local/colour').read().decode())"
+    )
 
-    for pod in pods(cluster, namespace, "shop"):
-        # Often enough that every pod is answered by itself, by its neighbour, or by the other node.
-        for _ in range(6):
-            assert execute(cluster, namespace, pod["metadata"]["name"], "python3", "-c", fetch).strip() == "b'red'"
+    for pod in found:
+        assert execute(cluster, shop, pod["metadata"]["name"], "python3", "-c", fetch).split() == ["red"] * 6
 
 
-def test_a_changed_annotation_shows_in_the_container(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("chameleon", annotations={"colour": "red"}))
-    rollout(cluster, namespace, "chameleon")
-    (pod,) = pods(cluster, namespace, "chameleon")
+def test_a_changed_annotation_shows_in_the_container(cluster: Cluster, shop: str) -> None:
+    _, pod = pods(cluster, shop, "shop")
     name = pod["metadata"]["name"]
-    assert execute(cluster, namespace, name, "cat", "/info/colour") == "red"
+    assert execute(cluster, shop, name, "cat", "/info/colour") == "red"
 
-    cluster.kubectl("annotate", "pod", name, "colour=green", "--overwrite", f"--namespace={namespace}")
+    cluster.kubectl("annotate", "pod", name, "colour=green", "--overwrite", f"--namespace={shop}")
 
-    eventually(lambda: execute(cluster, namespace, name, "cat", "/info/colour") == "green", 10, "the new annotation")
+    eventually(lambda: execute(cluster, shop, name, "cat", "/info/colour") == "green", 10, "the new annotation")
 
 
-def test_a_pod_is_resized_in_place(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("elastic"))
-    rollout(cluster, namespace, "elastic")
-    (pod,) = pods(cluster, namespace, "elastic")
-    name = pod["metadata"]["name"]
+def test_a_pod_is_resized_in_place(cluster: Cluster, shop: str) -> None:
+    name = pods(cluster, shop, "shop")[0]["metadata"]["name"]
     resources = {"limits": {"cpu": "500m"}, "requests": {"cpu": "100m"}}
     patch = json.dumps({"spec": {"containers": [{"name": "web", "resources": resources}]}})
 
-    cluster.kubectl("patch", "pod", name, "--subresource=resize", f"--patch={patch}", f"--namespace={namespace}")
+    cluster.kubectl("patch", "pod", name, "--subresource=resize", f"--patch={patch}", f"--namespace={shop}")
 
     def resized() -> bool:
-        (pod,) = pods(cluster, namespace, "elastic")
+        (pod,) = (one for one in pods(cluster, shop, "shop") if one["metadata"]["name"] == name)
         status = pod["status"]["containerStatuses"][0]
         assert status["restartCount"] == 0
         return bool(status["resources"]["limits"]["cpu"] == "500m")
 
     eventually(resized, 20, "the new limit in the pod's status")
     # Of the first or the second version of cgroups.
-    quota = execute(
-        cluster, namespace, name, "sh", "-c", "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us || true"
-    )
-    assert quota.startswith("50000")
+    read = "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us || true"
+    assert execute(cluster, shop, name, "sh", "-c", read).startswith("50000")
 
 
 def test_a_pod_that_breaks_the_restricted_profile_is_refused(cluster: Cluster, namespace: str) -> None:
     with pytest.raises(ClusterError, match="violates PodSecurity"):
         cluster.kubectl("run", "root", "--image=any", f"--namespace={namespace}")
-
-
-def test_pods_of_a_lost_node_come_back_on_the_other_one_and_the_node_returns(cluster: Cluster, namespace: str) -> None:
-    create(cluster, namespace, web("nomad", replicas=2))
-    rollout(cluster, namespace, "nomad")
-
-    cluster.kill_node(1)
-    try:
-        eventually(lambda: "node1" not in _ready_nodes(cluster), 30, "node1 NotReady")
-        eventually(lambda: _homes(cluster, namespace, "nomad") == ["node0", "node0"], 60, "both pods on node0")
-    finally:
-        cluster.start_node(1)
-    eventually(lambda: "node1" in _ready_nodes(cluster), 60, "node1 Ready again")
-    cluster.kubectl("scale", "deployment/nomad", "--replicas=6", f"--namespace={namespace}")
-    eventually(lambda: "node1" in _homes(cluster, namespace, "nomad"), 60, "a pod on the node that came back")
-
-
-def _ready_nodes(cluster: Cluster) -> list[str]:
-    nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
-    return [node["metadata"]["name"] for node in nodes if ready(node)]
-
-
-def _homes(cluster: Cluster, namespace: str, app: str) -> list[str]:
-    return sorted(pod["spec"].get("nodeName", "") for pod in pods(cluster, namespace, app) if ready(pod))

@@ -66,8 +66,9 @@ def test_the_controllers_make_pods_of_a_deployment_and_the_scheduler_binds_them(
     assert {pod["spec"]["nodeName"] for pod in pods} == {"paper"}
 
 
-def test_closing_leaves_no_process_and_no_file(tmp_path: Path) -> None:
-    server = ControlPlane(tmp_path / "plane")
+def test_closing_leaves_no_process_and_no_file_and_leaves_foreign_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    server = ControlPlane(tmp_path)
     server.start()
     processes = ProcessTable(server.directory, bound_to_this_process=False).running()
 
@@ -75,14 +76,6 @@ def test_closing_leaves_no_process_and_no_file(tmp_path: Path) -> None:
 
     assert {process.name for process in processes} == {"etcd", "kube-apiserver"}
     assert not any(process.alive for process in processes)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_foreign_file_in_the_directory_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep")
-    with ControlPlane(tmp_path):
-        pass
-
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -94,9 +87,11 @@ def test_a_killed_owner_takes_its_servers_along_and_the_next_run_sweeps_its_file
     owner.wait()
 
     _wait_until_dead(processes)
-    # The next run in that directory clears it away and starts anew.
-    with ControlPlane(directory) as server:
-        assert server.ready()
+    # The next run in that directory clears it away and begins anew.
+    assert (directory / "etcd").exists()
+    server = ControlPlane(directory)
+    assert not (directory / "etcd").exists()
+    server.close()
     assert not directory.exists()
 
 

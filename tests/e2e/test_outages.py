@@ -16,25 +16,26 @@ from tests.e2e import demo, gpu_pods
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import Installation
-from tests.e2e.controller import INTERVAL_S, NAMESPACE, journal, metric, redis, short_rounds
+from tests.e2e.controller import NAMESPACE, journal, metric, redis, short_rounds
 from tests.e2e.example import PIPELINE, STAGES, Example
 from tests.e2e.pods import create, eventually, pods, ready, rollout, web
 from tests.e2e.rest import CONTROLLER, PodWatch, Rest
 from tests.e2e.stages import give_gpus, replica, seats, stage
 
 # Up and down for as long as the tests take; the stages can just serve the most of it as they begin.
-TRACE = "0 4\n8 6\n16 8\n24 10\n32 12\n60 9\n75 6\n90 4\n"
-AWAY_S = 10.0
+TRACE = "0 3\n5 5\n10 7\n15 9\n20 11\n25 12\n55 9\n70 6\n85 4\n"
+INTERVAL_S = 5
+AWAY_S = 8.0
 """Longer than a round of the controller."""
 _KINDS = {"redis": "statefulset"}
 """Of the components; the others are Deployments."""
-_RISING_S = 6.0
+_RISING_S = 4.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _prepared(cluster: Cluster, installation: Installation) -> Iterator[None]:
     give_gpus(cluster, per_node=4)
-    short_rounds(cluster)
+    short_rounds(cluster, interval_s=INTERVAL_S)
     yield
     give_gpus(cluster, per_node=0)
 
@@ -48,8 +49,6 @@ def pipeline(cluster: Cluster, _prepared: None) -> Iterator[Example]:
     try:
         example.deploy()
         example.start_load()
-        # Until SAIR has decided, there is nothing that an outage could make it forget.
-        eventually(lambda: example.decided() >= 2, 60, "rounds of the controller")
         yield example
     finally:
         example.delete()
@@ -58,6 +57,8 @@ def pipeline(cluster: Cluster, _prepared: None) -> Iterator[Example]:
 @pytest.fixture
 def unharmed(cluster: Cluster, installation: Installation, pipeline: Example) -> Iterator[Example]:
     """The pipeline; afterwards every request sent meanwhile is served, SAIR decides again, and no version of any pod overfilled a GPU."""
+    # Until SAIR has decided, there is nothing that an outage could make it forget.
+    eventually(lambda: pipeline.decided() >= 2, 60, "rounds of the controller")
     with PodWatch(cluster) as watch:
         yield pipeline
         installation.wait()
@@ -71,7 +72,7 @@ def unharmed(cluster: Cluster, installation: Installation, pipeline: Example) ->
 def test_the_demo_shows_the_rounds_of_a_pipeline_under_load(cluster: Cluster, pipeline: Example) -> None:
     shown = io.StringIO()
 
-    demo.watch(cluster, pipeline.namespace, 1.5 * INTERVAL_S, Console(file=shown), round_s=INTERVAL_S)
+    demo.watch(cluster, pipeline.namespace, 2.5 * INTERVAL_S, Console(file=shown), round_s=INTERVAL_S)
 
     said = shown.getvalue()
     assert "req/s  P99" in said
