@@ -27,6 +27,7 @@ class Points:
         self._context: Rows = np.zeros((0, context), dtype=np.float32)
         self._action: Rows = np.zeros((0, action), dtype=np.float32)
         self._squares: Rows = np.zeros(0, dtype=np.float32)
+        self._action_squares: Rows = np.zeros(0, dtype=np.float32)
         self._reward: Vector = np.zeros(0)
         self._residual: Vector = np.zeros(0)
         self.total = 0.0
@@ -67,6 +68,7 @@ class Points:
         inside = slice(first, self.count)
         self._context[inside], self._action[inside] = context, action
         self._squares[inside] = np.einsum("ij,ij->i", context, context)
+        self._action_squares[inside] = np.einsum("ij,ij->i", action, action)
         self._reward[inside], self._residual[inside] = reward, residual
         self.total += float(reward.sum())
         self.total_squares += float(reward @ reward)
@@ -76,24 +78,29 @@ class Points:
         last = self.count - 1
         self.total -= float(self._reward[place])
         self.total_squares -= float(self._reward[place] ** 2)
-        for values in (self._context, self._action, self._squares, self._reward, self._residual):
+        for values in (
+            self._context,
+            self._action,
+            self._squares,
+            self._action_squares,
+            self._reward,
+            self._residual,
+        ):
             values[place] = values[last]
         self.count = last
 
     def likeness(self, context: Rows, bandwidth: float, rows: Places | None = None) -> Rows:
         """exp(−‖x_e − x‖²/2h²) of all experiences, or of some, on the context alone."""
         contexts, squares = (self.context, self._squares[: self.count]) if rows is None else self._some(rows)
-        apart = contexts @ context
-        apart *= np.float32(-2.0)
-        apart += squares
-        apart += context @ context
-        return _gaussian(apart, bandwidth)
+        return _gaussian(_squared(contexts, squares, context), bandwidth)
 
     def kernel(self, context: Rows, action: Rows, bandwidths: Bandwidths) -> Rows:
         """The same of all experiences on (context, action)."""
-        likeness = self.likeness(context, bandwidths[0])
-        likeness *= _gaussian(self.apart(action), bandwidths[1])
-        return likeness
+        h, g = bandwidths
+        apart = _squared(self.context, self._squares[: self.count], context)
+        apart *= np.float32((g / h) ** 2)
+        apart += _squared(self.action, self._action_squares[: self.count], action)
+        return _gaussian(apart, g)
 
     def apart(self, action: Rows, rows: Places | None = None) -> Rows:
         """‖a_e − a‖² of all experiences, or of some."""
@@ -106,11 +113,20 @@ class Points:
 
     def _grow(self) -> None:
         size = max(64, 2 * len(self._reward), self.count)
-        for name in ("_context", "_action", "_squares", "_reward", "_residual"):
+        for name in ("_context", "_action", "_squares", "_action_squares", "_reward", "_residual"):
             old = getattr(self, name)
             new = np.zeros((size, *old.shape[1:]), dtype=old.dtype)
             new[: len(old)] = old
             setattr(self, name, new)
+
+
+def _squared(rows: Rows, squares: Rows, point: Rows) -> Rows:
+    """‖row − point‖² of each row, whose own squared length is in ``squares``; rounding may leave it a little below 0."""
+    apart = rows @ point
+    apart *= np.float32(-2.0)
+    apart += squares
+    apart += point @ point
+    return np.asarray(apart)
 
 
 def _gaussian(square: Rows, bandwidth: float) -> Rows:

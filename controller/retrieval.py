@@ -329,17 +329,17 @@ class Memory:
         norms = (rows * rows).sum(axis=1)
         alike = np.exp(-0.5 * np.maximum(norms[:, None] + norms[None, :] - 2.0 * rows @ rows.T, 0.0))
         scale = float(score.max())
-        gain = score.copy()
-        closest = np.zeros(short.size)
+        left, gain = score.copy(), score
+        closest = np.zeros(short.size, dtype=alike.dtype)
         chosen: list[int] = []
         while len(chosen) < tuning.examples_max:
             best = int(gain.argmax())
             if not gain[best] > 0.0:
                 break
             chosen.append(best)
+            left[best] = -np.inf
             np.maximum(closest, alike[best], out=closest)
-            gain = score - tuning.diversity * scale * closest
-            gain[chosen] = -np.inf
+            gain = left - tuning.diversity * scale * closest
         return chosen
 
     def _median_of(self, reward: Vector) -> float:
