@@ -57,15 +57,15 @@ QUICK: Final = Sizes(
     core=(100, 1_000, 10_000),
     core_rounds=20,
     core_lived=40,
-    pipelines=(10, 50, 200),
-    turns=100,
-    sharded=100,
+    pipelines=(10, 25, 100),
+    turns=60,
+    sharded=60,
     shards=4,
-    retrieval=(10_000, 50_000, 200_000),
+    retrieval=(10_000, 20_000, 50_000),
     retrievals=40,
-    growth=(1_000, 5_000, 20_000),
-    redis=(1_000, 5_000, 20_000),
-    callers=(10, 100, 300),
+    growth=(500, 1_500, 5_000),
+    redis=(500, 1_500, 5_000),
+    callers=(10, 50, 100),
 )
 
 BARS: Final[Mapping[str, float]] = {
