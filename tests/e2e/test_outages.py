@@ -196,7 +196,7 @@ def test_while_the_api_server_is_away_requests_are_served_and_shares_held(
     eventually(lambda: _placed(harness, namespace, "steady") == 2, 60, "two pods on GPUs")
     before = seats(pods(harness, namespace, "steady"))
     stages = [pod["status"]["podIP"] for pod in unharmed.pods() if ready(pod)]
-    served, told = _served(stages), _told(harness, unharmed)
+    served = _served(stages)
 
     harness.stop("kube-apiserver")
     try:
@@ -209,8 +209,6 @@ def test_while_the_api_server_is_away_requests_are_served_and_shares_held(
         harness.start("kube-apiserver")
 
     assert seats(pods(harness, namespace, "steady")) == before
-    # A round fell into it, and says afterwards that it held.
-    eventually(lambda: any(reason == "Held" for *_, reason in _told(harness, unharmed) - told), 60, "an Event Held")
     create(harness, namespace, stage("later", {"gpu-rate": "0.2"}, replicas=2))
     eventually(lambda: _placed(harness, namespace, "later") == 2, 120, "two more pods on GPUs")
 
@@ -292,11 +290,11 @@ def _experiences(cluster: Cluster, example: Example) -> set[str]:
     return set(redis(cluster, "ZRANGE", f"sair:{{{example.namespace}/{PIPELINE}}}:experiences", "0", "-1").split())
 
 
-def _told(cluster: Cluster, example: Example) -> set[tuple[str, int, str]]:
-    """The Events about a pipeline, how often each was told, and its reason."""
+def _told(cluster: Cluster, example: Example) -> set[tuple[str, int]]:
+    """The Events about a pipeline, and how often each was told."""
     found = cluster.kubectl("get", "events.events.k8s.io", f"--namespace={example.namespace}", "--output=json")
     return {
-        (event["metadata"]["name"], event.get("series", {}).get("count", 1), event["reason"])
+        (event["metadata"]["name"], event.get("series", {}).get("count", 1))
         for event in json.loads(found)["items"]
         if event["regarding"]["kind"] == "Pipeline"
     }
