@@ -328,9 +328,10 @@ class Memory:
         )
         norms = (rows * rows).sum(axis=1)
         alike = np.exp(-0.5 * np.maximum(norms[:, None] + norms[None, :] - 2.0 * rows @ rows.T, 0.0))
-        scale = float(score.max())
+        # What an experience that is already chosen takes from each of the others.
+        alike *= np.float32(tuning.diversity * float(score.max()))
         left, gain = score.copy(), score
-        closest = np.zeros(short.size, dtype=alike.dtype)
+        taken = np.zeros(short.size, dtype=alike.dtype)
         chosen: list[int] = []
         while len(chosen) < tuning.examples_max:
             best = int(gain.argmax())
@@ -338,8 +339,8 @@ class Memory:
                 break
             chosen.append(best)
             left[best] = -np.inf
-            np.maximum(closest, alike[best], out=closest)
-            gain = left - tuning.diversity * scale * closest
+            np.maximum(taken, alike[best], out=taken)
+            gain = left - taken
         return chosen
 
     def _median_of(self, reward: Vector) -> float:

@@ -199,5 +199,5 @@ def shards(sizes: Sizes, bars: Mapping[str, float], folder: Path) -> Iterator[Ro
         size,
         spent.interval_s * 1000 / sizes.sharded,
         "s of one core",
-        bars["busiest shard"] * bars["largest shard"] / sizes.shards,
+        bars["busiest shard"] / sizes.shards,
     )
