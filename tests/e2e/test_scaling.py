@@ -107,7 +107,7 @@ def test_sair_is_late_far_less_often_than_the_same_pipeline_without_it(run: Run)
     assert sair.missed < nothing.missed / 5
 
 
-@pytest.mark.long  # four of five ramps end below the SLO, one a little above
+@pytest.mark.long  # three of four ramps ended below the SLO, one a little above
 def test_sair_keeps_the_slo(run: Run) -> None:
     # Where others keep the machine busy, requests wait for its processors, and no scaler of pods can help.
     judged(run.busy, _TOO_BUSY)
