@@ -1,8 +1,8 @@
 """A second change of a pod some time after its grant, for a kubelet that did not take up the first.
 
-Kubelet writes downward-API files when it looks at a pod: at each change of it and else once in a minute or more. A change that
-arrives while it is still writing the files for its last look is seen by neither, and the container's share would stay what it
-was until the next one: measured, about one grant in a hundred, by up to 90 s. The reminder is a look of its own.
+Kubelet writes downward-API files when it looks at a pod: at each change of it and else once in a minute or more. Now and then a
+change does not reach the files at once (probably one that arrives while they are being written), and the container's share
+stays what it was until the next look: measured, twice in a few hundred grants, by up to 87 s. The reminder is such a look.
 """
 
 from __future__ import annotations

@@ -1,19 +1,9 @@
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from sair.logs import configure, get_logger
-
-
-@pytest.fixture(autouse=True)
-def _handlers_are_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def test_a_line_is_json_that_names_its_component(capsys: pytest.CaptureFixture[str]) -> None:
