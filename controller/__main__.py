@@ -97,6 +97,8 @@ async def _run(settings: Settings, method: Method, model_settings: ModelSettings
             )
         )
 
+        crowd = set[str]()
+
         async def work(shard: int, may_act: Callable[[], bool]) -> None:
             # Anew for each term: what this process knew in an earlier one, another leader has moved on from.
             _log.info("leading", identity=identity, shard=shard, of=settings.shards)
@@ -119,12 +121,21 @@ async def _run(settings: Settings, method: Method, model_settings: ModelSettings
             writer = secrets.token_hex(4)
 
             def loop_of(key: str) -> PipelineLoop:
-                seed = secrets.randbits(32)
-                return PipelineLoop(key, world, memory, tuning, model=model, watcher=status, seed=seed, writer=writer)
+                return PipelineLoop(
+                    key,
+                    world,
+                    memory,
+                    tuning,
+                    model=model,
+                    watcher=status,
+                    seed=secrets.randbits(32),
+                    writer=writer,
+                    pipelines=crowd.__len__,
+                )
 
             metrics.leading(True, shard)
             try:
-                await Fleet(world, status, metrics, loop_of).run()
+                await Fleet(world, status, metrics, loop_of, crowd=crowd).run()
             finally:
                 metrics.leading(False, shard)
                 _log.info("leading no more", identity=identity, shard=shard, of=settings.shards)

@@ -51,6 +51,7 @@ class Fleet:
         metrics: Counts failures.
         make_loop: Makes the loop of a pipeline.
         look_s: How often to look what there is, seconds.
+        crowd: Filled with the keys of those whose loop runs; several fleets of a process may share it.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Fleet:
         make_loop: Callable[[str], PipelineLoop],
         *,
         look_s: float = _LOOK_S,
+        crowd: set[str] | None = None,
     ) -> None:
         self._world = world
         self._status = status
         self._metrics = metrics
         self._make_loop = make_loop
         self._look_s = look_s
+        self._crowd = set() if crowd is None else crowd
         self._running: dict[str, _Running] = {}
         self._failing: dict[str, _Failing] = {}
 
@@ -89,6 +92,7 @@ class Fleet:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._crowd -= self._running.keys()
             for key in self._running:
                 # Somebody else shows them from now on.
                 self._status.forget(key)
@@ -107,6 +111,7 @@ class Fleet:
                 starts -= 1
                 task = asyncio.create_task(self._make_loop(key).run(_cancelled), name=f"pipeline {key}")
                 self._running[key] = _Running(task, now)
+                self._crowd.add(key)
         await asyncio.gather(*(self._tend(key, each) for key, each in found.items()))
 
     async def _tend(self, key: str, found: Found) -> None:
@@ -122,6 +127,7 @@ class Fleet:
             if not running.task.done():
                 continue
             del self._running[key]
+            self._crowd.discard(key)
             error = None if running.task.cancelled() else running.task.exception()
             if error is None:  # the pipeline was gone
                 self._failing.pop(key, None)

@@ -1,8 +1,8 @@
 """The controller's loop: the same against the simulated world and against Kubernetes.
 
 Every 30 s a round per pipeline: observe → conclude the round before → retrieve → probe, model or built-in policy → guardrails →
-journal → apply → remember. Every 2 s in between the reflex. Whatever is away (metrics, model, Redis, API server) costs no capacity:
-without metrics or room the round holds, without a model the built-in policy decides, without Redis experiences wait.
+journal → apply → remember. In between, every two SLOs or so, the reflex. Whatever is away (metrics, model, Redis, API server) costs no
+capacity: without metrics or room the round holds, without a model the built-in policy decides, without Redis experiences wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -47,6 +47,8 @@ __all__ = ["PipelineLoop"]
 
 _log = get_logger("controller")
 
+_RETRY_S: Final = 1.0
+
 
 class PipelineLoop:
     """Scales one pipeline.
@@ -60,6 +62,7 @@ class PipelineLoop:
         watcher: Sees every round.
         seed: Of the probes and of the menu's order; each pipeline has a stream of its own.
         writer: Tells the experience ids of several writers apart.
+        pipelines: How many there are in this process: the more, the less often the reflex looks at each.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class PipelineLoop:
         watcher: Watcher | None = None,
         seed: int = 0,
         writer: str = "0",
+        pipelines: Callable[[], int] = lambda: 1,
     ) -> None:
         self.key = key
         self._world = world
@@ -83,13 +87,14 @@ class PipelineLoop:
         self._watcher = watcher
         self._rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         self._writer = writer
+        self._pipelines = pipelines
         self._knowledge: Knowledge | None = None
         self._recalled = False
         """What Redis knows has been read."""
         self._observed_s = -math.inf
         self._holders = Holders()
         self._reflexes: list[tuple[float, Action]] = []
-        self._queued: dict[str, float] = {}
+        self._queues = rounds.Queues()
         self._undoing = Undoing(world, memory, tuning, watcher)
 
     @property
@@ -116,7 +121,7 @@ class PipelineLoop:
                 await self.recall(view)
             next_round = clock.now() + self._tuning.interval_s
             while clock.now() < next_round and not ended():
-                await clock.sleep(min(self._tuning.reflex_interval_s, next_round - clock.now()))
+                await clock.sleep(min(self._look_every_s(view), next_round - clock.now()))
                 # As it is now: mode, SLO and bounds may have changed, and a rollback does not wait for the next round.
                 view = await self._view() or view
                 if (request := self._undoing.wanted(view)) is not None:
@@ -160,10 +165,12 @@ class PipelineLoop:
         if knowledge is None or view.mode != "auto" or view.held(self._world.clock.now()):
             return HOLD
         try:
-            gauges = await self._world.gauges(self.key)
+            gauges = await self._world.gauges(self.key, self._look_every_s(view))
+            queued = self._queues.seen(self._world.clock.now(), gauges)
+            if not rounds.wakes(knowledge.learned, view, gauges, self._tuning):
+                return HOLD
             room = await self._world.room(self.key)
-            action = rounds.react(knowledge.learned, view, gauges, room, self._tuning, self._queued)
-            self._queued = {gauge.name: gauge.queue_depth for gauge in gauges}
+            action = rounds.react(knowledge.learned, view, gauges, room, self._tuning, queued)
             if not action:
                 return HOLD
             current = {gauge.name: gauge.allocation for gauge in gauges}
@@ -173,12 +180,16 @@ class PipelineLoop:
         except (MetricsUnavailable, ApiUnavailable, NotFound) as error:
             _log.warning("the reflex holds", pipeline=self.key, problem=str(error))
             return HOLD
+        self._queues.changed()
         now = self._world.clock.now()
         self._knowledge = rounds.reflexed(knowledge, action, now, self._tuning)
         self._reflexes.append((now, action))
         if self._watcher is not None:
             await self._watcher.reflexed(view, now, action)
         return action
+
+    def _look_every_s(self, view: PipelineView) -> float:
+        return rounds.look_every_s(view, self._tuning, self._pipelines())
 
     async def _roll_back(self, view: PipelineView, request: Rollback) -> None:
         knowledge = self.knowledge
@@ -198,7 +209,7 @@ class PipelineLoop:
                 return await self._world.view(self.key)
             except ApiUnavailable as error:
                 _log.warning("the pipeline cannot be looked at; trying again", problem=str(error))
-                await self._world.clock.sleep(self._tuning.reflex_interval_s)
+                await self._world.clock.sleep(_RETRY_S)
 
     async def recall(self, view: PipelineView) -> None:
         """Begin with what is stored, and with what an earlier leader did after its last save: its last decision is settled.
@@ -249,7 +260,7 @@ class PipelineLoop:
                 break
             except ApiUnavailable as error:
                 _log.warning("an earlier leader's decision cannot be settled yet", problem=str(error))
-                await clock.sleep(self._tuning.reflex_interval_s)
+                await clock.sleep(_RETRY_S)
         rest = remainder(waiting, current, view, room, knowledge, clock.now(), self._tuning)
         report = RoundReport(waiting.situation.view, decision.round, decision.time_s, decision=decision)
         report.observation, report.tuning = waiting.situation.observation, self._tuning
@@ -342,7 +353,7 @@ class PipelineLoop:
 
     async def _reacting_until(self, answer: Coroutine[Any, Any, Proposal], view: PipelineView) -> Proposal:
         """Wait for a model, and let the reflex go on as long as the world's time does."""
-        clock, every_s = self._world.clock, self._tuning.reflex_interval_s
+        clock, every_s = self._world.clock, self._look_every_s(view)
         task, looked_at = asyncio.create_task(answer, name=f"model {self.key}"), clock.now()
         try:
             while not (await asyncio.wait({task}, timeout=every_s))[0]:

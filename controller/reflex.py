@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from controller.capacity import highest_cpu, highest_rate, misfit
@@ -29,10 +29,54 @@ from controller.state import (
 )
 from controller.tuning import Tuning
 
-__all__ = ["freeze", "queue_threshold_s", "react"]
+__all__ = ["Queues", "freeze", "look_every_s", "queue_threshold_s", "react", "wakes"]
 
-
+_SLOS_PER_LOOK: Final = 2.0
+_SLOWEST_S: Final = 2.0
+_LOOKS_PER_S: Final = 500.0
+"""What a process has time for beside its rounds; a look takes about half a millisecond."""
 _NOTHING: Final[Mapping[str, float]] = {}
+_STANDS_S: Final = 1.5
+"""A queue that has not become shorter for so long stays."""
+
+
+@dataclass(slots=True)
+class Queues:
+    """What was queued at the looks of the last seconds."""
+
+    _looks: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
+
+    def seen(self, now: float, gauges: Sequence[StageGauge]) -> Mapping[str, float]:
+        """Take a look in; returns the queues of a look that is far enough back to say that a queue stays, none if there is no such look."""
+        self._looks.append((now, {gauge.name: gauge.queue_depth for gauge in gauges}))
+        while len(self._looks) > 1 and self._looks[1][0] <= now - _STANDS_S:
+            self._looks.pop(0)
+        at_s, queued = self._looks[0]
+        return queued if at_s <= now - _STANDS_S else _NOTHING
+
+    def changed(self) -> None:
+        """Something was raised: what was queued before says nothing of what is there now."""
+        self._looks.clear()
+
+
+def look_every_s(view: PipelineView, tuning: Tuning, pipelines: int = 1) -> float:
+    """Seconds from one look of the reflex to the next.
+
+    What arrives in a burst before the first look is late, so that a pipeline is looked at every two SLOs: at most every
+    ``reflex_interval_s``, at least every 2 s. A process that could not look at all its pipelines so often looks less often.
+
+    Args:
+        view: The pipeline.
+        tuning: ``reflex_interval_s``.
+        pipelines: How many this process looks at.
+    """
+    wanted = max(_SLOS_PER_LOOK * view.slo_s, pipelines / _LOOKS_PER_S)
+    return max(tuning.reflex_interval_s, min(_SLOWEST_S, wanted))
+
+
+def wakes(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> bool:
+    """Whether there is anything to react to: work that is queued, or arrivals that analogues foresee. ``react`` holds otherwise."""
+    return tuning.reflex and (_expected(learned, tuning) > 0 or any(_alarms(learned, view, gauges, tuning)))
 
 
 def react(
@@ -54,10 +98,10 @@ def react(
     Args:
         learned: For the service times; a stage never measured gets one step.
         view: The pipeline.
-        gauges: Queues and arrivals of the last 2 s.
+        gauges: Queues, and arrivals since about the look before.
         room: What the cluster could still hold.
         tuning: Thresholds.
-        queued_before: Queue of each stage at the look before.
+        queued_before: Queue of each stage at an earlier look, by which a queue is judged to stay.
 
     Returns:
         Only rises, HOLD mostly. They are not bound to ±0.2 as a round's steps are.
@@ -69,16 +113,9 @@ def react(
     entering = max(
         (_finite(gauge.arrivals_per_s) / share[gauge.name] for gauge in gauges if gauge.name in share), default=0.0
     )
-    seen = [
-        (stage, gauge, learned.fits.get(gauge.name))
-        for stage, gauge in ((view.stage(gauge.name), gauge) for gauge in gauges)
-        if stage is not None and gauge.ready > 0
-    ]
-    threshold_s = queue_threshold_s(view, tuning)
-    alarmed = [
-        _finite(gauge.queue_depth) > max(1.0, threshold_s * _capacity(stage, gauge, fit)) for stage, gauge, fit in seen
-    ]
-    expected = learned.foreseen_per_s if tuning.analogues and math.isfinite(learned.foreseen_per_s) else 0.0
+    seen = _seen(learned, view, gauges)
+    alarmed = _alarms(learned, view, gauges, tuning)
+    expected = _expected(learned, tuning)
     if not any(alarmed) and not expected > 0:
         return HOLD
     knobs = [(_knob(stage, gauge, fit, room), entering * share[gauge.name]) for stage, gauge, fit in seen]
@@ -94,8 +131,32 @@ def react(
     return _affordable(view, current, [delta for delta in rises if delta], room, tuning)
 
 
+def _seen(
+    learned: Learned, view: PipelineView, gauges: Sequence[StageGauge]
+) -> list[tuple[StageView, StageGauge, StageFit | None]]:
+    """The stages with a ready replica."""
+    stages = ((view.stage(gauge.name), gauge) for gauge in gauges)
+    return [
+        (stage, gauge, learned.fits.get(gauge.name)) for stage, gauge in stages if stage is not None and gauge.ready > 0
+    ]
+
+
+def _alarms(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> list[bool]:
+    """Which of them have more than ``queue_threshold_s`` of work queued."""
+    threshold_s = queue_threshold_s(view, tuning)
+    return [
+        (queue := _finite(gauge.queue_depth)) > 1.0 and queue > threshold_s * _capacity(stage, gauge, fit)
+        for stage, gauge, fit in _seen(learned, view, gauges)
+    ]
+
+
+def _expected(learned: Learned, tuning: Tuning) -> float:
+    """What analogues foresee, requests per second; 0 if nothing."""
+    return _finite(learned.foreseen_per_s) if tuning.analogues else 0.0
+
+
 def _foreseen(learned: Learned, entering_per_s: float, tuning: Tuning) -> float:
-    """What to raise to once arrivals leave the usual: at once to all that is held in reserve, because a burst is steeper than 2 s."""
+    """What to raise to once arrivals leave the usual: at once to all that is held in reserve, because a burst is steeper than one look."""
     usual = usual_rate(learned.peaks)
     if not tuning.remember_peaks or entering_per_s <= tuning.burst_ratio * usual:
         return entering_per_s

@@ -9,7 +9,8 @@ The loop calls, with the world's answers as values::
     outcomes = <the world applies decision.after>
     knowledge = applied(knowledge, situation, decision, outcomes, tuning)
 
-and every 2 s ``action = react(knowledge.learned, view, gauges, room, tuning)`` for the reflex, followed by
+and between two rounds, every ``look_every_s(view, tuning)``, if ``wakes(knowledge.learned, view, gauges, tuning)`` the reflex, that is
+``action = react(knowledge.learned, view, gauges, room, tuning)``, followed by
 ``knowledge = reflexed(knowledge, action, now, tuning)`` if it did something.
 """
 
@@ -37,7 +38,7 @@ from controller.planning import cheapest, steps_towards
 from controller.policies.in_context import decide
 from controller.prediction import PipelineModel
 from controller.probing import epsilon, forced_probe
-from controller.reflex import freeze, react
+from controller.reflex import Queues, freeze, look_every_s, react, wakes
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
     HOLD,
@@ -52,6 +53,7 @@ from controller.state import (
 from controller.tuning import Tuning
 
 __all__ = [
+    "Queues",
     "admit",
     "applied",
     "begin",
@@ -59,6 +61,7 @@ __all__ = [
     "choose",
     "conclude",
     "learn",
+    "look_every_s",
     "observe",
     "probe",
     "react",
@@ -67,6 +70,7 @@ __all__ = [
     "stored",
     "take_in",
     "undone",
+    "wakes",
 ]
 
 _RATIO_WEIGHT = 0.2

@@ -55,8 +55,9 @@ class Settings:
     window_s: Annotated[float, Meta(ge=2, le=60)] = 15.0
     """Length of the observation window at the end of a round, seconds; at most the round's, so that rounds of less than 15 s need it set as
     well. Two of them are remembered."""
-    reflex_interval_s: Annotated[float, Meta(ge=0.5, le=60)] = 2.0
-    """How often the reflex looks at the queues, seconds."""
+    reflex_interval_s: Annotated[float, Meta(ge=0.25, le=60)] = 0.5
+    """How often the reflex looks at a pipeline's queues at most, seconds. It looks every two SLOs, at least every 2 s; where a process has
+    more than 250 pipelines less often, from 1,000 on every 2 s."""
     memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 2_000
     """Experiences kept per pipeline; a frontier point is never forgotten. Each takes about 3 kB in Redis and as much in this process; what
     is beyond a lowered number is forgotten at the start."""

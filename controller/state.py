@@ -215,12 +215,12 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class StageGauge:
-    """What the reflex reads every 2 s."""
+    """What the reflex reads."""
 
     name: str
     queue_depth: float
     arrivals_per_s: float
-    """Over the last 2 s or so."""
+    """Since about the look before."""
     allocation: Allocation
     ready: int
 

@@ -21,8 +21,8 @@ class Tuning:
     """Length of a round."""
     window_s: float = 15.0
     """Length of the observation window: the settled tail of the round."""
-    reflex_interval_s: float = 2.0
-    """How often the reflex looks at the queues."""
+    reflex_interval_s: float = 0.5
+    """How often the reflex looks at the queues at most: every two SLOs, up to every 2 s."""
     prices: Prices = field(default_factory=Prices)
     """What allocations cost, $/h."""
 

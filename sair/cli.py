@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -45,8 +46,15 @@ def crd() -> None:
     typer.echo(yaml.safe_dump(custom_resource_definition(), sort_keys=False, width=160), nl=False)
 
 
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; an error that SAIR raised on purpose is one line on stderr and exit status 2."""
+    # The first process of a container ignores a signal that it has no handler for, and a component has its own only after the seconds that
+    # importing it takes: a pod that is deleted meanwhile would stay for its whole grace period.
+    signal.signal(signal.SIGTERM, _end)
     commands = {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
     first = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     # Only the component that is asked for is imported; --help lists all of them.

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from controller.observe.exposition import Observed, Scrape
 from controller.observe.growth import KEPT_S, Counters, Growth, both
@@ -13,6 +14,9 @@ from controller.observe.histogram import Histogram, add, scv
 from controller.state import BatchTimes
 
 __all__ = ["KEPT_S", "PodSeries", "StageNow", "StageWindow", "now_of", "peak_of", "window_of"]
+
+_NEARLY: Final = 0.8
+"""Scrapes a little closer to each other than they were wanted count as that far apart."""
 
 
 class PodSeries:
@@ -81,7 +85,12 @@ class StageNow:
 
 
 def now_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageNow | None:
-    """Queue and arrivals as ``window_of`` gives them, without the work on the histograms.
+    """Queue and arrivals, without the work on the histograms.
+
+    Args:
+        pods: Those of the stage.
+        now: Time, Unix seconds.
+        seconds: Over how long its arrivals are counted; of a pod that is scraped less often than that, since the scrape before.
 
     Returns:
         None if no pod has two scrapes to compare.
@@ -90,11 +99,12 @@ def now_of(pods: Mapping[str, PodSeries], now: float, seconds: float) -> StageNo
     compared = False
     oldest = now
     for series in pods.values():
-        grown = series.between(now - seconds, now)
-        if not grown:
+        last = series.last
+        if last is None:
             continue
-        oldest = min(oldest, grown[-1].time_s)
-        queue += grown[-1].queue
+        oldest = min(oldest, last.time_s)
+        queue += last.queue
+        grown = series.between(last.time_s - _NEARLY * seconds, last.time_s)
         if len(grown) > 1:
             compared = True
             arrivals += sum(each.arrivals for each in grown[1:]) / (grown[-1].time_s - grown[0].time_s)

@@ -272,8 +272,8 @@ class Plant:
         ready = sum(one.ready_at <= self.now for one in live)
         return ready, len(live) - ready
 
-    def gauges(self, window_s: float = 2.0) -> list[StageGauge]:
-        """Queues and arrivals right now."""
+    def gauges(self, window_s: float) -> list[StageGauge]:
+        """Queues right now and arrivals over the last ``window_s`` seconds."""
         gauges = []
         for place, name in enumerate(self.wished):
             now, then = self.engine.sample(place), self.engine.sample_at(place, self.now - window_s)

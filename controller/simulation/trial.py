@@ -80,18 +80,20 @@ def run_trial(
     view = plant.view
     learned = knowledge or begin(view, priors)
     rng = np.random.default_rng([seed, zlib.crc32(view.key.encode())])
-    queued: dict[str, float] = {}
-    before, next_round = 0.0, tuning.interval_s
+    queues = rounds.Queues()
+    before, next_round, every_s = 0.0, tuning.interval_s, rounds.look_every_s(view, tuning)
     while plant.now < series.duration_s:
-        to = min(next_round, plant.now + tuning.reflex_interval_s)
+        to = min(next_round, plant.now + every_s)
         recorder.advance(to)
         if to < next_round:
-            gauges = plant.gauges()
-            action = rounds.react(learned.learned, view, gauges, plant.room(), tuning, queued)
-            queued = {gauge.name: gauge.queue_depth for gauge in gauges}
-            if action:
+            gauges = plant.gauges(every_s)
+            queued = queues.seen(plant.now, gauges)
+            if not rounds.wakes(learned.learned, view, gauges, tuning):
+                continue
+            if action := rounds.react(learned.learned, view, gauges, plant.room(), tuning, queued):
                 wanted = project_all({gauge.name: gauge.allocation for gauge in gauges}, action)
                 plant.apply({delta.stage: wanted[delta.stage] for delta in action.deltas})
+                queues.changed()
                 learned = rounds.reflexed(learned, action, plant.now, tuning)
             continue
         if plant.now >= series.duration_s:

@@ -46,8 +46,8 @@ class World(Protocol):
         """
         ...
 
-    async def gauges(self, key: str) -> Sequence[StageGauge]:
-        """Queues and arrivals right now, for the reflex.
+    async def gauges(self, key: str, window_s: float) -> Sequence[StageGauge]:
+        """Queues right now and arrivals over the last ``window_s`` seconds or a little more, for the reflex.
 
         Raises:
             MetricsUnavailable: If a stage's metrics cannot be had.

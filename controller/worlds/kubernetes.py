@@ -37,7 +37,7 @@ from sair.quantities import GpuRate, Millicores
 
 __all__ = ["COMPONENT", "KubernetesWorld", "WallClock"]
 
-_GAUGE_WINDOW_S: Final = 6.0
+_GAUGE_AGE_S: Final = 6.0
 _FRESH_S: Final = 1.0
 
 
@@ -153,19 +153,19 @@ class KubernetesWorld:
             cost_per_hour=effective_cost((granted_of(stage) for stage in seen), self._prices),
         )
 
-    async def gauges(self, key: str) -> Sequence[StageGauge]:
-        """Queues and arrivals right now, from a scrape made for it."""
+    async def gauges(self, key: str, window_s: float) -> Sequence[StageGauge]:
+        """Queues right now and arrivals over the last ``window_s`` seconds, from a scrape made for it and those before it."""
         found, stages = self._pipeline(key)
         await self._scrape(stages)
         now = self.clock.now()
         gauges = []
         for name, stage in stages.items():
-            seen = now_of(self._series(stage), now, _GAUGE_WINDOW_S)
+            seen = now_of(self._series(stage), now, window_s)
             if seen is None:
                 raise self._unseen(stage)
             # A ready pod that never answered counts as silent for as long as anything is remembered.
             age_s = KEPT_S if self._silent(stage) else now - seen.oldest_s
-            if age_s > _GAUGE_WINDOW_S:
+            if age_s > _GAUGE_AGE_S:
                 raise MetricsUnavailable(f"{key} {name}: the newest metrics are {age_s:.0f} s old")
             allocation = stage.allocation(self._actuator.wished_rate(found, name))
             self._seen[key, name] = allocation

@@ -251,8 +251,8 @@ class SimulatedWorld:
         self._last_fresh[key] = observation
         return observation
 
-    async def gauges(self, key: str) -> Sequence[StageGauge]:
-        """Queues and arrivals right now.
+    async def gauges(self, key: str, window_s: float) -> Sequence[StageGauge]:
+        """Queues right now and arrivals over the last ``window_s`` seconds.
 
         Raises:
             NotFound: If there is no such pipeline.
@@ -260,7 +260,7 @@ class SimulatedWorld:
         """
         plant = self._plant(key)
         self._need_metrics(key)
-        return plant.gauges()
+        return plant.gauges(window_s)
 
     async def room(self, key: str) -> ClusterRoom:
         """What the cluster could still hold.

@@ -36,6 +36,8 @@ class Running:
     status: StatusWriter
     broken: set[str]
     """Pipelines whose loop fails at once."""
+    crowd: set[str]
+    """Pipelines that the process is said to look at."""
 
     def metrics(self) -> str:
         return render(self.registry).decode()
@@ -67,10 +69,11 @@ class RunningFleet:
             kind = Failing if key in broken else self._loop
             return kind(key, world, memory, TUNING, watcher=status)
 
-        fleet = Fleet(world, status, metrics, loop_of, look_s=0.2)
+        crowd = set[str]()
+        fleet = Fleet(world, status, metrics, loop_of, look_s=0.2, crowd=crowd)
         self._tasks = task(watching.run(), recorder.run(), fleet.run())
         await self._tasks.__aenter__()
-        return Running(fleet, world, registry, status, broken)
+        return Running(fleet, world, registry, status, broken, crowd)
 
     async def __aexit__(self, *_error: object) -> None:
         await self._tasks.__aexit__(None, None, None)

@@ -243,12 +243,14 @@ async def test_a_pipeline_object_that_somebody_deletes_comes_back_while_there_ar
 async def test_a_pipeline_that_is_gone_has_no_loop_and_no_gauges(stages: Stages, running: Running) -> None:
     await stages.stage("a", {"mode": "off"}, node=await stages.node())
     await eventually(lambda: _has_slo(running, stages))
+    assert stages.key() in running.crowd
     await stages.api.delete(DEPLOYMENTS.path(stages.namespace, "a"))
 
     async def gone() -> bool:
         return stages.key() not in running.fleet.pipelines and not await _has_slo(running, stages)
 
     await eventually(gone)
+    assert stages.key() not in running.crowd
 
 
 async def _has_slo(running: Running, stages: Stages) -> bool:

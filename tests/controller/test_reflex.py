@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from controller.identification import given_fit
 from controller.knowledge import Learned
 from controller.model import ServiceCurve
-from controller.reflex import freeze, queue_threshold_s, react
+from controller.reflex import Queues, freeze, look_every_s, queue_threshold_s, react, wakes
 from controller.state import HOLD, Action, StageGauge, project_all
 from controller.tuning import Tuning
 from tests.controller.situations import allocations, chain, experienced, observation, room
@@ -59,6 +59,38 @@ def test_a_queue_that_stays_although_the_model_sees_capacity_enough_gets_one_ste
     waiting = gauges({"post": 100.0}, arrivals=5.0)
     assert react(LEARNED, VIEW, waiting, room(), TUNING, {"post": 120.0}) == HOLD
     assert react(LEARNED, VIEW, waiting, room(), TUNING, {"post": 100.0}).on("post").cpu == 500
+
+
+def test_a_queue_stays_when_it_is_no_shorter_than_a_while_ago_however_often_it_is_looked_at() -> None:
+    queues = Queues()
+    lengths = {0.0: 100.0, 0.5: 90.0, 1.0: 80.0, 1.5: 70.0, 2.0: 60.0}
+    told = {at_s: dict(queues.seen(at_s, gauges({"post": length}))).get("post") for at_s, length in lengths.items()}
+    assert told == {0.0: None, 0.5: None, 1.0: None, 1.5: 100.0, 2.0: 90.0}
+
+    # The step that this was worth has to show before there is another.
+    queues.changed()
+    assert not queues.seen(2.5, gauges({"post": 60.0}))
+    assert not queues.seen(3.5, gauges({"post": 60.0}))
+    assert queues.seen(4.5, gauges({"post": 60.0}))["post"] == 60.0
+
+
+@pytest.mark.parametrize(
+    ("slo_s", "least_s", "pipelines", "every_s"),
+    [
+        (0.25, 0.5, 1, 0.5),
+        (0.1, 0.5, 1, 0.5),
+        (0.4, 0.5, 1, 0.8),
+        (4.0, 0.5, 1, 2.0),
+        (0.25, 5.0, 1, 5.0),
+        (0.25, 0.5, 250, 0.5),
+        (0.25, 0.5, 500, 1.0),
+        (0.25, 0.5, 5_000, 2.0),
+    ],
+)
+def test_it_looks_every_two_slos_within_bounds_and_less_often_at_very_many(
+    slo_s: float, least_s: float, pipelines: int, every_s: float
+) -> None:
+    assert look_every_s(chain(slo_s=slo_s), Tuning(reflex_interval_s=least_s), pipelines) == every_s
 
 
 def test_a_stage_never_measured_gets_one_step() -> None:
@@ -112,6 +144,8 @@ def test_it_only_ever_adds_and_stays_inside_bounds_room_and_budget(
     at = allocations()
     seen = gauges(queues, arrivals, {"infer": ready})
     action: Action = react(LEARNED, VIEW, seen, room(free_milli=free_milli, free_cpu=free_cpu), TUNING)
+    # Whoever does not wake it for want of a reason misses nothing.
+    assert not action or wakes(LEARNED, VIEW, seen, TUNING)
     for delta in action.deltas:
         assert delta.is_up
         assert not delta.is_down
@@ -160,3 +194,11 @@ def test_what_analogues_foresee_is_raised_to_before_any_queue_is_there() -> None
     foreseeing = replace(LEARNED, foreseen_per_s=160.0)
     assert react(foreseeing, VIEW, gauges(), room(), TUNING).on("infer").gpu_milli > 0
     assert react(foreseeing, VIEW, gauges(), room(), replace(TUNING, analogues=False)) == HOLD
+
+
+def test_nothing_wakes_it_where_nothing_waits_and_nothing_is_foreseen() -> None:
+    alarming, foreseeing = gauges({"infer": 200.0}, arrivals=170.0), replace(LEARNED, foreseen_per_s=160.0)
+    assert not wakes(LEARNED, VIEW, gauges({"infer": 5.0}, arrivals=90.0), TUNING)
+    assert wakes(LEARNED, VIEW, alarming, TUNING)
+    assert wakes(foreseeing, VIEW, gauges(), TUNING)
+    assert not wakes(foreseeing, VIEW, alarming, replace(TUNING, reflex=False))

@@ -12,9 +12,10 @@ from tests.controlplane import give_up
 from tests.e2e.bars import BARS, SUITE_S, Bar, Bars, busy_with_others
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.errors import ClusterError, Unavailable
+from tests.e2e.cluster.errors import Unavailable
 from tests.e2e.cluster.foreign import ForeignCluster
 from tests.e2e.cluster.installation import Installation, kustomization
+from tests.e2e.rest import Rest
 
 _CLUSTER_READY_S = 15.0
 _SAIR_READY_S = 60.0
@@ -111,9 +112,10 @@ def _namespace(cluster: Cluster, owner: str) -> Iterator[str]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}])
     yield name
-    with contextlib.suppress(ClusterError):
-        cluster.kubectl("delete", "pods", "--all", f"--namespace={name}", "--force", "--grace-period=0", "--wait=false")
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+    # No new ones are made in it any more.
+    with contextlib.closing(Rest(cluster)) as administrator:
+        administrator.delete_pods(name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,10 +33,12 @@ def test_a_container_gets_the_share_it_is_granted_and_no_more(cluster: Cluster, 
     create(cluster, namespace, deployed, gpu_pods.pipeline(), held, free)
     addresses = gpu_pods.addresses(cluster, namespace, ["deployed", "held", "free"])
 
-    assert _share(addresses["deployed"]) == pytest.approx(0.2, abs=_POINTS)
-    assert _share(addresses["held"]) == pytest.approx(0.3, abs=_POINTS)
+    with ThreadPoolExecutor() as pool:
+        shares = dict(zip(addresses, pool.map(_share, addresses.values()), strict=True))
+    assert shares["deployed"] == pytest.approx(0.2, abs=_POINTS)
+    assert shares["held"] == pytest.approx(0.3, abs=_POINTS)
     # The same program in a pod of no pipeline, on a GPU of its own: it would take all there is.
-    assert _share(addresses["free"]) > 0.9
+    assert shares["free"] > 0.9
 
     controller = Rest(cluster, user=CONTROLLER)
     try:

@@ -128,15 +128,24 @@ def test_the_mean_batch_is_that_of_the_window_over_all_pods_that_say() -> None:
     assert silent.mean_batch is None
 
 
-def test_the_look_between_rounds_sees_the_queue_and_arrivals_that_a_window_sees() -> None:
+def test_the_look_between_rounds_sees_all_pods_queues_and_the_arrivals_of_their_last_scrapes() -> None:
     pods = {
-        "a": series(scrape(0, 100), scrape(5, 150), scrape(10, 30, 4.0)),
-        "b": series(scrape(0, 0, 2.0), scrape(7, 50, 3.0)),
+        # A restart: all that it says is new.
+        "a": series(scrape(0, 100), scrape(9.4, 150), scrape(9.9, 30, 4.0)),
+        # Scraped less often, as by a Prometheus server: since the scrape before.
+        "b": series(scrape(2, 0, 2.0), scrape(7, 50, 3.0)),
         "c": series(scrape(9, 5, 1.0)),
     }
-    seen, now = window_of(pods, 10, 6), now_of(pods, 10, 6)
-    assert seen is not None
+    now = now_of(pods, 10, 0.5)
     assert now is not None
-    assert (now.arrivals_per_s, now.queue, now.oldest_s) == (seen.arrivals_per_s, seen.queue, seen.oldest_s)
-    assert now_of({"c": pods["c"]}, 10, 6) is None
-    assert now_of({}, 10, 6) is None
+    assert now.arrivals_per_s == pytest.approx(30 / 0.5 + 50 / 5)
+    assert (now.queue, now.oldest_s) == (8.0, 7)
+    assert now_of({"c": pods["c"]}, 10, 0.5) is None
+    assert now_of({}, 10, 0.5) is None
+
+
+def test_a_look_a_little_early_is_no_look_over_twice_the_time() -> None:
+    pods = {"a": series(scrape(0, 0), scrape(0.5, 0), scrape(0.95, 45))}
+    now = now_of(pods, 1, 0.5)
+    assert now is not None
+    assert now.arrivals_per_s == pytest.approx(100)

@@ -85,8 +85,8 @@ def test_requests_that_have_waited_longer_than_the_slo_count_as_missed() -> None
     assert seen.completed == pytest.approx(3 * 5, abs=2)
     assert seen.missed == 27 - 1  # all that are older than the SLO but the first, which needed 0.24 s
     assert seen.stages[0].queue_slope == pytest.approx(5, abs=0.5)
-    assert one.gauges()[0].queue_depth == pytest.approx(15, abs=2)
-    assert one.gauges()[0].arrivals_per_s == pytest.approx(10)
+    assert one.gauges(2.0)[0].queue_depth == pytest.approx(15, abs=2)
+    assert one.gauges(2.0)[0].arrivals_per_s == pytest.approx(10)
 
 
 def test_what_does_not_fit_is_said_and_granted_later() -> None:

@@ -65,7 +65,7 @@ async def ready(opened: Opened, key: str, replicas: int) -> dict[str, Allocation
         if key not in opened.world.found():
             return False
         try:
-            gauges = await opened.world.gauges(key)
+            gauges = await opened.world.gauges(key, 2.0)
         except MetricsUnavailable:
             return False
         return sum(gauge.ready for gauge in gauges) == replicas

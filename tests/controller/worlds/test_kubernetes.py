@@ -140,7 +140,7 @@ async def test_a_share_for_a_pipeline_without_an_object_is_an_outcome_and_wished
     assert "404" in outcome.reason or "not found" in outcome.reason
     assert opened.world.wished_rate(stages.key(), "detect") is None
     await stages.object()
-    await opened.world.gauges(stages.key())
+    await opened.world.gauges(stages.key(), 2.0)
     await apply(opened, stages.key(), "detect", replace(allocation, gpu_rate=GpuRate(500)))
     assert await stages.wish("detect") == "0.5"
 
@@ -257,7 +257,7 @@ async def test_a_resize_that_the_node_cannot_do_is_recorded_with_the_nodes_reaso
 
     async def known() -> bool:
         outcome = (await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(2000)))).get("cpu")
-        await opened.world.gauges(stages.key())
+        await opened.world.gauges(stages.key(), 2.0)
         allocation_now = replace(allocation, cpu=Millicores(2500))
         outcome = (await apply(opened, stages.key(), "resize", allocation_now))["cpu"]
         return outcome.granted == 1000 and "Infeasible: Node didn't" in outcome.reason
@@ -275,10 +275,10 @@ async def test_a_resize_that_the_api_server_refuses_is_an_outcome_with_its_words
     assert outcome.granted != 2000
     assert "QOS" in outcome.reason.upper()
     assert opened.world.wished_cpu(stages.key(), "resize") is None
-    await opened.world.gauges(stages.key())
+    await opened.world.gauges(stages.key(), 2.0)
     outcome = (await apply(opened, stages.key(), "resize", replace(allocation, cpu=Millicores(2000))))["cpu"]
     assert "refused before" in outcome.reason
-    await opened.world.gauges(stages.key())
+    await opened.world.gauges(stages.key(), 2.0)
     outcomes = await apply(opened, stages.key(), "resize", replace(allocation, replicas=2))
     assert outcomes == {"replicas": KnobOutcome("resize", "replicas", 2, 2)}
 
@@ -382,7 +382,7 @@ async def test_a_pod_that_never_answers_makes_the_observation_stale_and_none_tha
 
     await eventually(stale)
     with pytest.raises(MetricsUnavailable, match="old"):
-        await opened.world.gauges(stages.key())
+        await opened.world.gauges(stages.key(), 2.0)
     assert [problem for problem in opened.scraper.problems.values() if "500" in problem]
     one.broken = two.broken = "<html>no metrics here</html>"
     two.status = 200

@@ -55,7 +55,7 @@ async def test_a_round_as_the_controller_runs_it() -> None:
     assert after.cost_per_hour > before.cost_per_hour
     assert before.arrivals_per_s == pytest.approx(10, rel=0.5)
     assert before.age_s == 0
-    assert [gauge.name for gauge in await one.gauges(KEY)] == ["pre", "inf"]
+    assert [gauge.name for gauge in await one.gauges(KEY, 2.0)] == ["pre", "inf"]
 
 
 async def test_sleepers_wake_in_the_order_of_their_times() -> None:
@@ -144,7 +144,7 @@ async def test_faults_are_what_a_cluster_would_raise() -> None:
     with pytest.raises(MetricsUnavailable):
         await one.observe(KEY, 15)
     with pytest.raises(MetricsUnavailable):
-        await one.gauges(KEY)
+        await one.gauges(KEY, 2.0)
     await one.clock.sleep(15)
     fresh = await one.observe(KEY, 15)
     await one.clock.sleep(30)
@@ -167,7 +167,7 @@ async def test_stale_metrics_before_anything_was_seen_are_no_metrics() -> None:
 async def test_an_unknown_pipeline_is_not_found() -> None:
     one = world()
     wanted: dict[str, Allocation] = {}
-    for call in (one.observe("a/b", 15), one.gauges("a/b"), one.room("a/b"), one.apply("a/b", wanted, reason="")):
+    for call in (one.observe("a/b", 15), one.gauges("a/b", 2.0), one.room("a/b"), one.apply("a/b", wanted, reason="")):
         with pytest.raises(NotFound, match="pipeline a/b does not exist"):
             await call
 
