@@ -36,7 +36,9 @@ class Digest:
     """What is known and predicted of a candidate."""
 
     p99_s: float
-    """Predicted at the present rate, seconds."""
+    """Predicted at the present rate with the replicas that are ready, seconds."""
+    p99_later_s: float
+    """The same once every replica of it is ready."""
     cost_per_hour: float
     reward: float
     """Model's prediction plus what rounds like this one deviated from it."""
@@ -50,6 +52,8 @@ class Digest:
     """Predicted to keep P99, utilisation and reserve at the recent peak with the replicas that are ready."""
     violation: float
     """By how much it misses them; 0 if safe."""
+    violation_later: float
+    """The same once every replica of it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +234,7 @@ def _digests(
         digests.append(
             Digest(
                 p99_s=expected.p99_s,
+                p99_later_s=model.forecast(after, arrivals_per_s=observation.arrivals_per_s, caution=0.0).p99_s,
                 cost_per_hour=expected.cost_per_hour,
                 reward=terms.total + lesson.mean,
                 uncertainty=lesson.deviation,
@@ -237,6 +242,7 @@ def _digests(
                 last_outcome=_last(knowledge, lesson),
                 safe=model.complete and lacking <= 1e-6 and not breached(situation),
                 violation=lacking,
+                violation_later=violation(model, model.forecast(after), situation.latency_limit_s),
             )
         )
     return digests

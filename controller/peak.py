@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 from controller.tuning import Tuning
 
-__all__ = ["Peaks", "kept_rate", "recent_peak", "record", "remembered_peak", "reserve_rate"]
+__all__ = ["Peaks", "expected_rate", "kept_rate", "recent_peak", "record", "remembered_peak", "reserve_rate"]
 
 _HISTORY_S: Final = 900.0
 _BURST_RATIO: Final = 1.6
@@ -18,6 +19,7 @@ _ALIVE_FROM: Final = 0.5
 _GAPS_KEPT: Final = 8
 _USUAL_ROUNDS: Final = 5
 _MOVED: Final = 1.3
+_RISE_SIGNIFICANCE: Final = 3.0
 _GAPS_WAITED: Final = 3.0
 _HOLD_S: Final = 600.0
 _HOLDS_PER_GAP: Final = 1.5
@@ -126,6 +128,19 @@ def usual_rate(peaks: Peaks) -> float:
     return last[len(last) // 2] if last else 0.0
 
 
+def expected_rate(peaks: Peaks) -> float:
+    """The usual rate; where the load rises from round to round, what it will be in the next, for the median lies two rounds back."""
+    last, usual = [value for _, value in peaks.recent[-_USUAL_ROUNDS:]], usual_rate(peaks)
+    rises = sorted(after - before for before, after in pairwise(last))
+    if len(last) < _USUAL_ROUNDS or rises[1] <= 0:
+        return usual
+    # More than two windows of a steady Poisson rate differ by.
+    if last[-1] - last[0] <= _RISE_SIGNIFICANCE * math.sqrt(2.0 * max(last) / _PEAK_WINDOW_S):
+        return usual
+    # The middle of the rises: a burst is one.
+    return usual + (_USUAL_ROUNDS // 2 + 1) * (rises[1] + rises[2]) / 2
+
+
 def _moving(peaks: Peaks) -> bool:
     """The load of the last quarter of an hour has risen for good: what was enough at its beginning says nothing of now."""
     first = sorted(value for _, value in peaks.recent[:_USUAL_ROUNDS])
@@ -139,7 +154,7 @@ def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
 
 
 def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
-    """What the replicas at their highest knobs must be able to serve: max(1.2 · remembered peak, 1.3 · current rate).
+    """What the replicas at their highest knobs must be able to serve: max(1.2 · remembered peak, 1.3 · current or next rate).
 
     While the load moves and memory does not cover the pattern yet, 3 · current rate. With ``remember_peaks`` off the peak of the last
     15 minutes takes the place of the remembered one.
@@ -149,7 +164,7 @@ def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
     else:
         peak = remembered_peak(peaks, now, tuning) if _expected(peaks, now, tuning) else 0.0
     wary = kept_rate(peaks, now, tuning) if _moving(peaks) else 0.0
-    return max(wary, tuning.covered_factor * usual_rate(peaks), tuning.remembered_factor * peak)
+    return max(wary, tuning.covered_factor * expected_rate(peaks), tuning.remembered_factor * peak)
 
 
 def kept_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:

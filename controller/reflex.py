@@ -36,6 +36,8 @@ _SLOWEST_S: Final = 2.0
 _LOOKS_PER_S: Final = 500.0
 """What a process has time for beside its rounds; a look takes about half a millisecond."""
 _NOTHING: Final[Mapping[str, float]] = {}
+_NOTICEABLE: Final = 1.1
+"""By what factor its CPU must raise what a GPU stage can serve for the reflex to raise it."""
 _STANDS_S: Final = 1.5
 """A queue that has not become shorter for so long stays."""
 
@@ -206,6 +208,9 @@ class _Knob:
         cpu = now = round(1000 * self.cores)
         while cpu < self.most_cpu and self.capacity_per_s(value, cpu) < needed_per_s:
             cpu = min(self.most_cpu, cpu + CPU_STEP)
+        if self.capacity_per_s(value, cpu) < _NOTICEABLE * self.capacity_per_s(value):
+            # Another replica will need that CPU.
+            return rise
         return StageDelta(self.stage.name, cpu=cpu - now, gpu_milli=rise.gpu_milli)
 
     def one_step(self) -> StageDelta:

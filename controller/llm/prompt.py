@@ -12,7 +12,7 @@ import numpy as np
 
 from controller.frontier import load_bucket
 from controller.knowledge import Knowledge
-from controller.menu import Candidate, Menu
+from controller.menu import Candidate, Digest, Menu
 from controller.retrieval import Recollection
 from controller.state import CPU_STEP, GPU_STEP_MILLI, GPU_STEPS_MOST, MEMORY_STEP, Action, PipelineView, StageDelta
 
@@ -215,10 +215,16 @@ def _candidates(candidates: Sequence[Candidate], ids: Mapping[str, str]) -> str:
         d = each.digest
         last = f", last time P99/SLO {d.last_outcome.latency_ratio:.2f}" if d.last_outcome else ""
         lines.append(
-            f"{number}: {_action(each.action, ids)} | {_ms(d.p99_s)}, ${d.cost_per_hour:.2f}/h, {d.reward:+.2f} ± {d.uncertainty:.2f}, "
+            f"{number}: {_action(each.action, ids)} | {_predicted(d)}, ${d.cost_per_hour:.2f}/h, {d.reward:+.2f} ± {d.uncertainty:.2f}, "
             f"{d.support:.1f}, {'yes' if d.safe else 'no'}{last}"
         )
     return "\n".join(lines)
+
+
+def _predicted(digest: Digest) -> str:
+    """A replica that has to start first changes nothing until then."""
+    now, later = _ms(digest.p99_s), _ms(digest.p99_later_s)
+    return now if later == now else f"{now} and {later} once replicas are ready"
 
 
 def _action(action: Action, ids: Mapping[str, str]) -> str:

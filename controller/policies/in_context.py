@@ -15,15 +15,20 @@ _LITTLE: Final = 1e-6
 _WORTHWHILE: Final = 0.02
 """What a plan must save of the present cost before a pipeline that lacks nothing is touched."""
 
+_WORTH_A_REPLICA: Final = 0.3
+"""What must be lacking, as a share of what may be, for a replica to be added for it."""
+_NOTICEABLE: Final = 0.1
+"""What part of that something that acts at once must take off for replicas to wait."""
+
 _REST: Final = 4
 
 
 def decide(menu: Menu) -> Proposal:
     """Choose the candidate that the identified model finds best.
 
-    Merit is, in this order: how little it misses P99, utilisation and reserve at the recent peak; whether it is a step towards the
-    cheapest good allocation that the short-horizon search found; its cost; its predicted reward. A pipeline that lacks nothing is
-    left alone while the search finds less than 2 % to save.
+    Merit is, in this order: how little it misses P99, utilisation and reserve at the recent peak, now, and where nothing that acts at once
+    helps also once its replicas are ready; whether it is a step towards the cheapest good allocation that the short-horizon search found;
+    its cost; its predicted reward. A pipeline that lacks nothing is left alone while the search finds less than 2 % to save.
     """
     hold = menu.hold
     saving = hold.digest.cost_per_hour - menu.plan.cost_per_hour if menu.plan else 0.0
@@ -36,7 +41,15 @@ def decide(menu: Menu) -> Proposal:
 def _rank(candidate: Candidate, menu: Menu) -> tuple[float, int, float, float]:
     digest = candidate.digest
     order = _order(candidate, menu)
-    return round(digest.violation, 3), order, digest.cost_per_hour if order < _REST else 0.0, -digest.reward
+    lacking = digest.violation + (digest.violation_later if _needs_replicas(menu) else 0.0)
+    return round(lacking, 3), order, digest.cost_per_hour if order < _REST else 0.0, -digest.reward
+
+
+def _needs_replicas(menu: Menu) -> bool:
+    """Something is lacking, and nothing that acts at once takes much of it off."""
+    hold = menu.hold.digest
+    helps = min(each.digest.violation for each in menu.candidates) <= (1.0 - _NOTICEABLE) * hold.violation
+    return hold.violation_later > _WORTH_A_REPLICA and not helps
 
 
 def _order(candidate: Candidate, menu: Menu) -> int:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from controller.peak import (
     Peaks,
+    expected_rate,
     half_life_s,
     kept_rate,
     recent_peak,
@@ -31,6 +32,23 @@ def watch(
         now = begin_s + every_s * number
         peaks = record(peaks, rate, rate, now, TUNING)
     return peaks, now
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        pytest.param([50.0, 80.0, 110.0, 140.0, 170.0], 110.0 + 3 * 30.0, id="a ramp: its next round"),
+        pytest.param([50.0, 50.0, 50.0, 50.0, 50.0], 50.0, id="steady"),
+        pytest.param([50.0, 51.0, 52.0, 53.0, 54.0], 52.0, id="no more than chance"),
+        pytest.param([50.0, 50.0, 50.0, 200.0, 200.0], 50.0, id="a burst"),
+        pytest.param([50.0, 80.0, 110.0, 100.0, 70.0], 80.0, id="down again"),
+        pytest.param([50.0, 80.0, 110.0, 140.0], 110.0, id="too few rounds to say"),
+    ],
+)
+def test_a_load_that_rises_from_round_to_round_is_expected_to_go_on(rates: list[float], expected: float) -> None:
+    peaks, _ = watch(rates)
+    assert expected_rate(peaks) == pytest.approx(expected, rel=NEARLY)
+    assert expected_rate(peaks) >= usual_rate(peaks)
 
 
 def bursts(gap_rounds: int, count: int) -> list[float]:

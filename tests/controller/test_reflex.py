@@ -178,6 +178,13 @@ def test_the_cpu_of_a_gpu_stage_is_raised_where_its_whole_share_is_not_enough() 
     assert enough.on("infer").cpu == 0
 
 
+def test_the_cpu_of_a_gpu_stage_is_left_for_other_replicas_where_more_of_it_hardly_helps() -> None:
+    idle = replace(LEARNED, fits={**LEARNED.fits, "infer": given_fit(ServiceCurve(0.0, 0.0005, 0.02), uses_gpu=True)})
+    action = react(idle, VIEW, gauges({"infer": 300.0}, arrivals=150.0), room(), TUNING)
+    assert action.on("infer").gpu_milli > 0
+    assert action.on("infer").cpu == 0
+
+
 def test_once_arrivals_leave_the_usual_shares_are_raised_to_the_remembered_peak_at_once() -> None:
     seen = replace(LEARNED.peaks, remembered=170.0, remembered_s=LEARNED.peaks.updated_s)
     knowing = replace(LEARNED, peaks=seen)

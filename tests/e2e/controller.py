@@ -9,11 +9,12 @@ from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.pods import rollout
 
 NAMESPACE = "sair-system"
+ROUND_S = 5
 
 
-def short_rounds(cluster: Cluster, *, interval_s: int = 8) -> None:
-    """From now on rounds of so many seconds and a reflex that looks every second; where it is so already, nothing happens."""
-    wanted = {"INTERVAL_S": f"{interval_s}", "WINDOW_S": f"{min(5, interval_s - 1)}", "REFLEX_INTERVAL_S": "1"}
+def short_rounds(cluster: Cluster) -> None:
+    """From now on rounds of ``ROUND_S``; where it is so already, nothing happens."""
+    wanted = {"INTERVAL_S": f"{ROUND_S}", "WINDOW_S": f"{ROUND_S - 1}"}
     variables = [f"SAIR_CONTROLLER_{name}={value}" for name, value in wanted.items()]
     cluster.kubectl("set", "env", "deployment/sair-controller", f"--namespace={NAMESPACE}", *variables)
     rollout(cluster, NAMESPACE, "sair-controller", timeout_s=90)

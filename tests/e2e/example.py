@@ -188,6 +188,8 @@ class Example:
         if item["kind"] == "Deployment":
             template = item["spec"]["template"]
             (container,) = template["spec"]["containers"]
+            # Queue and client: three copies and all that their stages grow by have to find room on two nodes.
+            container["resources"]["requests"]["cpu"] = "10m"
             if name in STAGES:
                 template["spec"]["terminationGracePeriodSeconds"] = 5
                 template["metadata"]["annotations"]["sair.dev/mode"] = self.mode

@@ -218,16 +218,18 @@ class _Arena:
             left: partial(wish, left, self._left, "0.3"),
             right: partial(wish, right, self._right, "0.4"),
         }
-        order = []
+        order: list[tuple[str, float]] = []
         while wants:
             watch.first(partial(_any_granted, dict(wants)), began)
             served = next(name for name, rate in wants.items() if _now(watch, name) == rate)
-            order.append(served)
+            order.append((served, time.time()))
             del wants[served]
             gives_way[served]()
         # All three had theirs, one after another: no wish is lost, a bind's no more than a raise's.
-        _both_at_rest(watch, {left: "0.3", right: "0.4"})
-        return order[0].partition("-")[0]
+        gave_way_s = dict(order)
+        for name, rate in ((left, "0.3"), (right, "0.4")):
+            watch.first(partial(_is_granted, name, rate), gave_way_s[name])
+        return order[0][0].partition("-")[0]
 
 
 def _at_once(chance: random.Random, *acts: tuple[float, Callable[[], None]]) -> None:
@@ -251,11 +253,6 @@ def _at_once(chance: random.Random, *acts: tuple[float, Callable[[], None]]) -> 
     for thread in threads:
         thread.join()
     assert failed == []
-
-
-def _both_at_rest(watch: PodWatch, rates: dict[str, str]) -> None:
-    for name, rate in rates.items():
-        eventually(lambda name=name, rate=rate: _now(watch, name) == rate, 20, f"{name} at {rate}")  # type: ignore[misc]  # bound here
 
 
 def _until_in_force(address: str, change: Change) -> float:

@@ -16,7 +16,7 @@ from tests.e2e import demo, gpu_pods
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import Installation
-from tests.e2e.controller import NAMESPACE, journal, metric, redis, short_rounds
+from tests.e2e.controller import NAMESPACE, ROUND_S, journal, metric, redis, short_rounds
 from tests.e2e.example import PIPELINE, STAGES, Example
 from tests.e2e.pods import create, eventually, pods, ready, rollout, web
 from tests.e2e.rest import CONTROLLER, PodWatch, Rest
@@ -24,7 +24,6 @@ from tests.e2e.stages import give_gpus, replica, seats, stage
 
 # Up and down for as long as the tests take; the stages can just serve the most of it as they begin.
 TRACE = "0 3\n5 5\n10 7\n15 9\n20 11\n25 12\n55 9\n70 6\n85 4\n"
-INTERVAL_S = 5
 AWAY_S = 8.0
 """Longer than a round of the controller."""
 _KINDS = {"redis": "statefulset"}
@@ -35,7 +34,7 @@ _RISING_S = 4.0
 @pytest.fixture(scope="module", autouse=True)
 def _prepared(cluster: Cluster, installation: Installation) -> Iterator[None]:
     give_gpus(cluster, per_node=4)
-    short_rounds(cluster, interval_s=INTERVAL_S)
+    short_rounds(cluster)
     yield
     give_gpus(cluster, per_node=0)
 
@@ -72,7 +71,7 @@ def unharmed(cluster: Cluster, installation: Installation, pipeline: Example) ->
 def test_the_demo_shows_the_rounds_of_a_pipeline_under_load(cluster: Cluster, pipeline: Example) -> None:
     shown = io.StringIO()
 
-    demo.watch(cluster, pipeline.namespace, 2.5 * INTERVAL_S, Console(file=shown), round_s=INTERVAL_S)
+    demo.watch(cluster, pipeline.namespace, 2.5 * ROUND_S, Console(file=shown), round_s=ROUND_S)
 
     said = shown.getvalue()
     assert "req/s  P99" in said

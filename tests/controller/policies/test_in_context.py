@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +17,15 @@ TUNING = Tuning(probing=False)
 
 
 def menu(
-    at: dict[str, Allocation], arrivals: float = 40.0, on_cards: tuple[int, ...] | None = None, **seen: object
+    at: dict[str, Allocation],
+    arrivals: float = 40.0,
+    on_cards: tuple[int, ...] | None = None,
+    tuning: Tuning = TUNING,
+    **seen: object,
 ) -> Menu:
     observed: Observation = observation(at, arrivals, **seen)  # type: ignore[arg-type]
     situation = Situation(chain(), observed, packed_room(at, on_cards), observed.time_s)
-    return rounds.candidates(experienced(observed), situation, TUNING)
+    return rounds.candidates(experienced(observed), situation, tuning)
 
 
 def walk(at: dict[str, Allocation], arrivals: float, steps: int) -> tuple[Menu, list[bool]]:
@@ -73,6 +78,22 @@ def test_what_misses_least_goes_before_what_costs_least() -> None:
     of = menu(allocations(pre=1, infer=1, post=1, gpu_milli=200), 90.0)
     chosen = of[decide(of).candidate or 0]
     assert chosen.digest.violation == min(each.digest.violation for each in of.candidates)
+
+
+def test_a_replica_is_judged_by_what_it_does_once_it_is_ready() -> None:
+    # All of a card is not enough, so that until a replica is ready nothing helps.
+    of = menu(allocations(pre=6, infer=1, post=4, gpu_milli=1000), 100.0, tuning=replace(TUNING, reserve=False))
+    assert of.hold.digest.violation > 1
+    assert min(each.digest.violation for each in of.candidates) == pytest.approx(of.hold.digest.violation, rel=1e-3)
+    assert decide(of).action.on("infer").replicas > 0
+
+
+def test_replicas_wait_while_something_that_acts_at_once_helps() -> None:
+    of = menu(allocations(pre=6, infer=1, post=4, gpu_milli=800), 90.0, tuning=replace(TUNING, reserve=False))
+    assert of.hold.digest.violation_later > 0.5
+    action = decide(of).action.on("infer")
+    assert action.gpu_milli > 0
+    assert action.replicas == 0
 
 
 def test_a_proposal_names_its_candidate_and_says_why() -> None:
