@@ -15,6 +15,7 @@ _LITTLE: Final = 1e-6
 _WORTHWHILE: Final = 0.02
 """What a plan must save of the present cost before a pipeline that lacks nothing is touched."""
 
+_NEXT_TO_NOTHING: Final = 0.01
 _WORTH_A_REPLICA: Final = 0.3
 """What must be lacking, as a share of what may be, for a replica to be added for it."""
 _NOTICEABLE: Final = 0.1
@@ -39,10 +40,17 @@ def decide(menu: Menu) -> Proposal:
 
 
 def _rank(candidate: Candidate, menu: Menu) -> tuple[float, int, float, float]:
-    digest = candidate.digest
+    digest, hold = candidate.digest, menu.hold.digest
     order = _order(candidate, menu)
-    lacking = digest.violation + (digest.violation_later if _needs_replicas(menu) else 0.0)
+    lacking = _lacking(digest.violation, hold.violation)
+    if _needs_replicas(menu):
+        lacking += _lacking(digest.violation_later, hold.violation_later)
     return round(lacking, 3), order, digest.cost_per_hour if order < _REST else 0.0, -digest.reward
+
+
+def _lacking(left: float, without: float) -> float:
+    """What is left of what is lacking; room that something better may need is not spent on next to nothing."""
+    return without if (1.0 - _NEXT_TO_NOTHING) * without < left < without else left
 
 
 def _needs_replicas(menu: Menu) -> bool:

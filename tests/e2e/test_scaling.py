@@ -25,14 +25,16 @@ from tests.e2e.stages import give_gpus
 from tests.e2e.timeline import timeline
 
 SLO_S = 0.5
-# From 5 to 20 requests a second in 30 s, then 20 for as long as what was added needs to pay off. What the stages start with
+# From 5 to 20 requests a second in 48 s, then 20 for as long as what was added needs to pay off. What the stages start with
 # serves about 15. With the cluster itself, all three take little more than one core.
 _STEPS = 15
-RAMP = "".join(f"{8 + 2 * step} {5 + step}\n" for step in range(1, _STEPS + 1))
-RAMP = f"0 5\n{RAMP}56 5\n62 0\n"
-RAMP_S = 64.0
-GPU_RATE_MAX = "0.45"
-"""Serves 18 requests a second at the most: a second replica is indispensable, the slowest of the knobs."""
+RAMP = "".join(f"{12 + 3.2 * step:g} {5 + step}\n" for step in range(1, _STEPS + 1))
+RAMP = f"0 5\n{RAMP}76 5\n82 0\n"
+RAMP_S = 84.0
+GPU_RATE_MAX = "0.5"
+"""Serves 20 requests a second at the most: a second replica is indispensable, the slowest of the knobs."""
+CPU_MAX = "300m"
+"""Three times what a stage begins with. Both nodes have the same two cores of the machine to give away, and all three copies share them."""
 HPA_PERCENT = 60
 KNOWN_ROUNDS = 1
 _JOURNAL_RECORDS = 200
@@ -126,7 +128,8 @@ def test_every_knob_is_turned_and_no_container_restarts_for_it(cluster: Cluster,
     assert any(len({cpu for cpu, _ in each}) > 1 for each in seen.values()), "CPU of a live pod changed"
     assert any(len({share for _, share in each}) > 1 for each in seen.values()), "share of a live pod changed"
     assert max(sample.replicas.get("inference", 0) for sample in run.samples) > 1
-    assert {sample.restarts for sample in run.samples} == {0}
+    # Those before the load are of stages that were there before their queue.
+    assert len({sample.restarts for sample in run.samples}) == 1
     assert run.fullest <= 1
     for pod in run.example.pods():
         granted = pod["metadata"]["annotations"].get("sair.dev/gpu-granted")
@@ -206,7 +209,9 @@ def side_by_side(examples: Mapping[str, Example]) -> tuple[Run, str]:
 def _copies(cluster: Cluster, prefix: str) -> dict[str, Example]:
     def copy(name: str, mode: str = "off", hpa_percent: int | None = None) -> Example:
         namespace = f"{prefix}-{name}"
-        return Example(cluster, namespace, RAMP, mode=mode, gpu_rate_max=GPU_RATE_MAX, hpa_percent=hpa_percent)
+        return Example(
+            cluster, namespace, RAMP, mode=mode, cpu_max=CPU_MAX, gpu_rate_max=GPU_RATE_MAX, hpa_percent=hpa_percent
+        )
 
     return {
         "SAIR": copy("sair", mode="auto"),
