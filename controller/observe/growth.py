@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 from controller.observe.exposition import MAX_SAMPLES, Labels, Observed, Scrape, size_of
 from controller.observe.histogram import Histogram, add, increase
 
-__all__ = ["KEPT_S", "Counters", "Growth", "both"]
+__all__ = ["KEPT_S", "Counters", "Growth", "both", "joined"]
 
 T = TypeVar("T")
 
@@ -121,6 +121,24 @@ def _observed_grown(before: Observed, after: Observed) -> Observed:
 def both(a: Observed, b: Observed) -> Observed:
     """Sum of what two series observed."""
     return Observed(a.sum + b.sum, a.count + b.count, add(a.buckets, b.buckets))
+
+
+def joined(earlier: Growth, later: Growth) -> Growth:
+    """What a pod did over two stretches that follow each other."""
+    services = dict(earlier.services)
+    for size, seen in later.services.items():
+        services[size] = both(services[size], seen) if size in services else seen
+    told = [each.cpu_s for each in (earlier, later) if each.cpu_s is not None]
+    return Growth(
+        time_s=later.time_s,
+        queue=later.queue,
+        arrivals=earlier.arrivals + later.arrivals,
+        latency=add(earlier.latency, later.latency),
+        pipeline=add(earlier.pipeline, later.pipeline),
+        services=services,
+        batches=both(earlier.batches, later.batches),
+        cpu_s=sum(told) if told else None,
+    )
 
 
 def _sum_of(series: Mapping[Labels, Histogram]) -> Histogram:

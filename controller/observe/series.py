@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Final
 
 from controller.observe.exposition import Observed, Scrape
-from controller.observe.growth import KEPT_S, Counters, Growth, both
+from controller.observe.growth import KEPT_S, Counters, Growth, both, joined
 from controller.observe.histogram import Histogram, add, scv
 from controller.state import BatchTimes
 
@@ -18,13 +18,19 @@ __all__ = ["KEPT_S", "PodSeries", "StageNow", "StageWindow", "now_of", "peak_of"
 _NEARLY: Final = 0.8
 """Scrapes a little closer to each other than they were wanted count as that far apart."""
 
+_FINE_S: Final = 4.0
+_COARSE_S: Final = 1.0
+
 
 class PodSeries:
     """What one pod did from scrape to scrape, oldest first."""
 
     def __init__(self) -> None:
         self._counters = Counters()
-        self._grown: deque[Growth] = deque()
+        self._fine: deque[Growth] = deque()
+        """The last seconds."""
+        self._coarse: deque[Growth] = deque()
+        """What is older, so that scrapes twice a second take no more memory than one would."""
 
     def append(self, scrape: Scrape, began_s: float | None = None) -> None:
         """Take a scrape in; one that is not newer than the last is ignored.
@@ -33,22 +39,37 @@ class PodSeries:
             scrape: The scrape.
             began_s: When the pod's container began, Unix seconds; None if nobody knows.
         """
-        if self._grown and scrape.time_s <= self._grown[-1].time_s:
+        now = scrape.time_s
+        if self._fine and now <= self._fine[-1].time_s:
             return
-        self._grown.append(self._counters.grown(scrape, began_s))
-        while self._grown[0].time_s < scrape.time_s - KEPT_S:
-            self._grown.popleft()
+        self._fine.append(self._counters.grown(scrape, began_s))
+        while self._fine[0].time_s <= now - _FINE_S:
+            self._lay_by(self._fine.popleft())
+        while self._coarse and self._coarse[0].time_s < now - KEPT_S:
+            self._coarse.popleft()
+
+    def _lay_by(self, growth: Growth) -> None:
+        known = self._coarse
+        # The growth of the first one of all does not count, so that nothing is added to it.
+        if len(known) > 1 and growth.time_s - known[-2].time_s <= _COARSE_S:
+            known[-1] = joined(known[-1], growth)
+        else:
+            known.append(growth)
 
     @property
     def last(self) -> Growth | None:
         """Up to the newest scrape."""
-        return self._grown[-1] if self._grown else None
+        return self._fine[-1] if self._fine else None
 
     def between(self, since_s: float, until_s: float) -> list[Growth]:
         """Growth up to the scrapes of a stretch, after the last one before it, whose own growth does not count."""
-        inside = [each for each in self._grown if since_s < each.time_s <= until_s]
-        base = [each for each in self._grown if each.time_s <= since_s]
-        return [*base[-1:], *inside]
+        found = []
+        for each in chain(reversed(self._fine), reversed(self._coarse)):
+            if each.time_s <= until_s:
+                found.append(each)
+            if each.time_s <= since_s:
+                break
+        return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)

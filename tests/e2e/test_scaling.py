@@ -78,8 +78,8 @@ def run(
     """The ramp, on a machine that has come to rest; in CI once more if others keep it too busy to judge it, or SAIR misses its SLO."""
     give_gpus(cluster, per_node=4)
     with ThreadPoolExecutor() as pool:
-        for done in (pool.submit(short_rounds, cluster), pool.submit(cluster.install_metrics_server)):
-            done.result()
+        for prepared in (pool.submit(short_rounds, cluster), pool.submit(cluster.install_metrics_server)):
+            prepared.result()
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     attempts = 2 if in_ci() else 1
     for attempt in range(attempts):

@@ -144,6 +144,34 @@ def test_the_look_between_rounds_sees_all_pods_queues_and_the_arrivals_of_their_
     assert now_of({}, 10, 0.5) is None
 
 
+def test_scrapes_twice_a_second_take_no_more_memory_than_one_and_lose_nothing() -> None:
+    def grown(number: int) -> Scrape:
+        return scrape(
+            0.5 * number,
+            3.0 * number,
+            float(number % 7),
+            services=by_size(of_2=Observed(0.1 * number, 1.0 * number)),
+            batches=plain(2.0 * number, 1.0 * number),
+            cpu_s=cpu(0.2 * number),
+        )
+
+    often = series(*(grown(number) for number in range(401)))
+    seldom = series(*(grown(number) for number in range(0, 401, 2)))
+    assert len(often.between(0, 200)) <= len(seldom.between(0, 200)) + 8
+    # The last two minutes, the last half of them, and a stretch at whose ends both have a scrape.
+    for now, seconds in ((200, 100), (200, 14), (190, 20)):
+        one, other = window_of({"a": often}, now, seconds), window_of({"a": seldom}, now, seconds)
+        assert one is not None
+        assert other is not None
+        assert one.arrivals_per_s == pytest.approx(6)
+        assert one.mean_batch == pytest.approx(other.mean_batch)
+        assert one.service_s == pytest.approx(other.service_s)
+        assert one.cpu_cores == pytest.approx(0.4)
+        assert one.latency.total == pytest.approx(other.latency.total, rel=0.1)
+        assert one.queue == other.queue
+    assert peak_of({"a": often}, 200, 60) == pytest.approx(6)
+
+
 def test_a_look_a_little_early_is_no_look_over_twice_the_time() -> None:
     pods = {"a": series(scrape(0, 0), scrape(0.5, 0), scrape(0.95, 45))}
     now = now_of(pods, 1, 0.5)
