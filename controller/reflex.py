@@ -33,8 +33,10 @@ __all__ = ["Queues", "freeze", "look_every_s", "queue_threshold_s", "react", "wa
 
 _SLOS_PER_LOOK: Final = 2.0
 _SLOWEST_S: Final = 2.0
-_LOOKS_PER_S: Final = 500.0
-"""What a process has time for beside its rounds; a look takes about half a millisecond."""
+_LOOKS_PER_S: Final = 200.0
+_CROWDED_S: Final = 5.0
+"""What a process has time for beside its rounds: a look takes a good millisecond, most of it for the scrape; from 1,000 pipelines on
+rounds and looks take what they take."""
 _NOTHING: Final[Mapping[str, float]] = {}
 _NOTICEABLE: Final = 1.1
 """By what factor its CPU must raise what a GPU stage can serve for the reflex to raise it."""
@@ -65,15 +67,16 @@ def look_every_s(view: PipelineView, tuning: Tuning, pipelines: int = 1) -> floa
     """Seconds from one look of the reflex to the next.
 
     What arrives in a burst before the first look is late, so that a pipeline is looked at every two SLOs: at most every
-    ``reflex_interval_s``, at least every 2 s. A process that could not look at all its pipelines so often looks less often.
+    ``reflex_interval_s``, at least every 2 s. A process that could not look at all its pipelines so often looks less often, at least
+    every 5 s.
 
     Args:
         view: The pipeline.
         tuning: ``reflex_interval_s``.
         pipelines: How many this process looks at.
     """
-    wanted = max(_SLOS_PER_LOOK * view.slo_s, pipelines / _LOOKS_PER_S)
-    return max(tuning.reflex_interval_s, min(_SLOWEST_S, wanted))
+    wanted, affordable = min(_SLOWEST_S, _SLOS_PER_LOOK * view.slo_s), min(_CROWDED_S, pipelines / _LOOKS_PER_S)
+    return max(tuning.reflex_interval_s, wanted, affordable)
 
 
 def wakes(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> bool:

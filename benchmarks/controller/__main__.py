@@ -4,7 +4,7 @@ Each is measured at three sizes, so that growth with the work shows:
 
 - a round of the decision core by the size of the memory, alone;
 - 10, 100 and 1,000 pipelines (quick: 10, 25, 100) in the Kubernetes world with scrapes, watches, Redis and status, as CPU time of the
-  controller's process: a round, and what goes on every 2 s between two rounds. The API server and the pods are another process's;
+  controller's process: a round, and what goes on between two rounds. The API server and the pods are another process's;
 - the same pipelines divided by namespace among four controllers: that each has one, how even the parts are, what the busiest spends;
 - retrieval and the upkeep of surprisal, at 1e4, 1e5 and 1e6 experiences (quick: up to 5e4, for a million take a minute to make);
 - bytes per experience in this process, at the same sizes;

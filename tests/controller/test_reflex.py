@@ -82,9 +82,11 @@ def test_a_queue_stays_when_it_is_no_shorter_than_a_while_ago_however_often_it_i
         (0.4, 0.5, 1, 0.8),
         (4.0, 0.5, 1, 2.0),
         (0.25, 5.0, 1, 5.0),
-        (0.25, 0.5, 250, 0.5),
-        (0.25, 0.5, 500, 1.0),
-        (0.25, 0.5, 5_000, 2.0),
+        (0.25, 0.5, 100, 0.5),
+        (0.25, 0.5, 200, 1.0),
+        (4.0, 0.5, 200, 2.0),
+        (0.25, 0.5, 1_000, 5.0),
+        (0.25, 0.5, 5_000, 5.0),
     ],
 )
 def test_it_looks_every_two_slos_within_bounds_and_less_often_at_very_many(
