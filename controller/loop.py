@@ -33,6 +33,7 @@ from controller.menu import Menu
 from controller.policies.in_context import decide
 from controller.probing import epsilon
 from controller.recalling import OBSERVED_FIELD, STATE_FIELD, joined, recall
+from controller.reflex import Queues, look_every_s, react, wakes
 from controller.resuming import Open, remainder, settled
 from controller.rollback import POLICY, kept
 from controller.state import HOLD, Action, PipelineView, Rollback, project_all
@@ -94,7 +95,7 @@ class PipelineLoop:
         self._observed_s = -math.inf
         self._holders = Holders()
         self._reflexes: list[tuple[float, Action]] = []
-        self._queues = rounds.Queues()
+        self._queues = Queues()
         self._undoing = Undoing(world, memory, tuning, watcher)
 
     @property
@@ -167,10 +168,10 @@ class PipelineLoop:
         try:
             gauges = await self._world.gauges(self.key, self._look_every_s(view))
             queued = self._queues.seen(self._world.clock.now(), gauges)
-            if not rounds.wakes(knowledge.learned, view, gauges, self._tuning):
+            if not wakes(knowledge.learned, view, gauges, self._tuning):
                 return HOLD
             room = await self._world.room(self.key)
-            action = rounds.react(knowledge.learned, view, gauges, room, self._tuning, queued)
+            action = react(knowledge.learned, view, gauges, room, self._tuning, queued)
             if not action:
                 return HOLD
             current = {gauge.name: gauge.allocation for gauge in gauges}
@@ -189,7 +190,7 @@ class PipelineLoop:
         return action
 
     def _look_every_s(self, view: PipelineView) -> float:
-        return rounds.look_every_s(view, self._tuning, self._pipelines())
+        return look_every_s(view, self._tuning, self._pipelines())
 
     async def _roll_back(self, view: PipelineView, request: Rollback) -> None:
         knowledge = self.knowledge

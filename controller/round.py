@@ -9,9 +9,8 @@ The loop calls, with the world's answers as values::
     outcomes = <the world applies decision.after>
     knowledge = applied(knowledge, situation, decision, outcomes, tuning)
 
-and between two rounds, every ``look_every_s(view, tuning)``, if ``wakes(knowledge.learned, view, gauges, tuning)`` the reflex, that is
-``action = react(knowledge.learned, view, gauges, room, tuning)``, followed by
-``knowledge = reflexed(knowledge, action, now, tuning)`` if it did something.
+and between two rounds, every ``look_every_s``, if something ``wakes`` it, what ``react`` of ``controller.reflex`` says, followed by
+``knowledge = reflexed(knowledge, action, now, tuning)`` if that is anything.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from controller.planning import cheapest, steps_towards
 from controller.policies.in_context import decide
 from controller.prediction import PipelineModel
 from controller.probing import epsilon, forced_probe
-from controller.reflex import Queues, freeze, look_every_s, react, wakes
+from controller.reflex import freeze
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
     HOLD,
@@ -53,7 +52,6 @@ from controller.state import (
 from controller.tuning import Tuning
 
 __all__ = [
-    "Queues",
     "admit",
     "applied",
     "begin",
@@ -61,16 +59,13 @@ __all__ = [
     "choose",
     "conclude",
     "learn",
-    "look_every_s",
     "observe",
     "probe",
-    "react",
     "reflexed",
     "restore",
     "stored",
     "take_in",
     "undone",
-    "wakes",
 ]
 
 _RATIO_WEIGHT = 0.2

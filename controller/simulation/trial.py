@@ -16,6 +16,7 @@ from controller.decision import Decision, Situation
 from controller.knowledge import Knowledge, begin
 from controller.menu import Menu
 from controller.model import ServiceCurve
+from controller.reflex import Queues, look_every_s, react, wakes
 from controller.simulation.baselines.runner import drain
 from controller.simulation.engine import Requests
 from controller.simulation.pipelines import PipelineSetup
@@ -80,17 +81,17 @@ def run_trial(
     view = plant.view
     learned = knowledge or begin(view, priors)
     rng = np.random.default_rng([seed, zlib.crc32(view.key.encode())])
-    queues = rounds.Queues()
-    before, next_round, every_s = 0.0, tuning.interval_s, rounds.look_every_s(view, tuning)
+    queues = Queues()
+    before, next_round, every_s = 0.0, tuning.interval_s, look_every_s(view, tuning)
     while plant.now < series.duration_s:
         to = min(next_round, plant.now + every_s)
         recorder.advance(to)
         if to < next_round:
             gauges = plant.gauges(every_s)
             queued = queues.seen(plant.now, gauges)
-            if not rounds.wakes(learned.learned, view, gauges, tuning):
+            if not wakes(learned.learned, view, gauges, tuning):
                 continue
-            if action := rounds.react(learned.learned, view, gauges, plant.room(), tuning, queued):
+            if action := react(learned.learned, view, gauges, plant.room(), tuning, queued):
                 wanted = project_all({gauge.name: gauge.allocation for gauge in gauges}, action)
                 plant.apply({delta.stage: wanted[delta.stage] for delta in action.deltas})
                 queues.changed()
