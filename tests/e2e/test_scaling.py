@@ -109,7 +109,7 @@ def test_sair_is_late_far_less_often_than_the_same_pipeline_without_it(run: Run)
     assert sair.missed < nothing.missed / 5
 
 
-@pytest.mark.long  # three of four ramps ended below the SLO, one a little above
+@pytest.mark.long  # differs from run to run: a second of chance in arrivals can make one request in a hundred late
 def test_sair_keeps_the_slo(run: Run) -> None:
     # Where others keep the machine busy, requests wait for its processors, and no scaler of pods can help.
     judged(run.busy, _TOO_BUSY)
@@ -117,7 +117,7 @@ def test_sair_keeps_the_slo(run: Run) -> None:
     assert run.outcomes["SAIR"].p99_s <= SLO_S
 
 
-@pytest.mark.long  # CPU alone was once enough
+@pytest.mark.long  # differs from run to run: which knob is turned first decides which others are needed
 def test_every_knob_is_turned_and_no_container_restarts_for_it(cluster: Cluster, run: Run) -> None:
     seen: dict[str, set[tuple[float, str]]] = {}
     for sample in run.samples:

@@ -178,3 +178,16 @@ async def test_codes_change_and_the_schema_does_not(scene: Scene) -> None:
     questions = [ask(*scene, "menu", rng(seed)) for seed in range(40)]
     assert len({question.code for question in questions}) > 15
     assert all(question.schema == questions[0].schema for question in questions)
+
+
+async def test_what_a_replica_will_do_once_it_is_ready_is_told_beside_what_it_does_now(scene: Scene) -> None:
+    knowledge, menu = scene
+    first, *others = menu.candidates
+    starting = replace(first.digest, p99_s=0.607, p99_later_s=0.41)
+    menu = replace(menu, candidates=(replace(first, digest=starting), *others))
+    question = ask(knowledge, menu, "menu", rng())
+    text = "\n".join(str(dict(message)["content"]) for message in question.messages)
+    assert text.count("| 607 ms and 410 ms once replicas are ready, ") == 1
+    ready = replace(menu, candidates=(replace(first, digest=replace(starting, p99_later_s=0.607)), *others))
+    text = "\n".join(str(dict(message)["content"]) for message in ask(knowledge, ready, "menu", rng()).messages)
+    assert "| 607 ms, " in text

@@ -96,6 +96,20 @@ def test_replicas_wait_while_something_that_acts_at_once_helps() -> None:
     assert action.replicas == 0
 
 
+def test_room_is_not_spent_on_next_to_nothing() -> None:
+    of = menu(allocations(pre=1, infer=1, post=1, gpu_milli=200), 90.0)
+    step, hold = next(each for each in of.candidates if each.action.on("post").is_up), of.hold
+
+    def with_step(left: float) -> Menu:
+        lacking = left * hold.digest.violation, left * hold.digest.violation_later
+        digest = replace(step.digest, violation=lacking[0], violation_later=lacking[1])
+        only = replace(step, origin="bottleneck", digest=digest, number=0), replace(hold, number=1)
+        return replace(of, candidates=only)
+
+    assert decide(with_step(0.995)).action == HOLD
+    assert decide(with_step(0.98)).action == step.action
+
+
 def test_a_proposal_names_its_candidate_and_says_why() -> None:
     of = menu(allocations())
     proposal = decide(of)
