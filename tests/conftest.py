@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, settings
 from controller.memory.embedded import embedded_server
 from controller.memory.store import Store
 
+_TOLD_OF_A_RERUN = 12
+"""Last lines of what a test says that is run again."""
+
 pytest_plugins = ["tests.controlplane", "tests.llamacpp"]
 
 # Machines are shared and noisy: no example is judged by its time, and failures repeat.
@@ -75,3 +78,14 @@ async def store(redis_url: str) -> AsyncIterator[Store]:
     opened = Store.from_url(redis_url)
     yield opened
     await opened.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why a test was run again: where it passes afterwards, nothing else does."""
+    reports = terminalreporter.stats.get("rerun", [])
+    if reports:
+        terminalreporter.section("why tests were run again")
+    for report in reports:
+        terminalreporter.write_line(f"{report.nodeid} ({report.when}):")
+        for line in report.longreprtext.splitlines()[-_TOLD_OF_A_RERUN:]:
+            terminalreporter.write_line(f"    {line}")

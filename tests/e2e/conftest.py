@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,22 +94,23 @@ def installation(cluster: Cluster, _chosen: _Chosen, bars: Bars) -> Iterator[Ins
 
 
 @pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace of the test's own, where the Pod Security profile "restricted" is enforced."""
-    with _namespace(cluster, request.node.nodeid) as name:
+    with _namespace(cluster) as name:
         yield name
 
 
 @pytest.fixture(scope="module")
-def shared_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+def shared_namespace(cluster: Cluster) -> Iterator[str]:
     """The same for all tests of a module that leave nothing in it, or nothing that another one minds."""
-    with _namespace(cluster, request.node.nodeid) as name:
+    with _namespace(cluster) as name:
         yield name
 
 
 @contextlib.contextmanager
-def _namespace(cluster: Cluster, owner: str) -> Iterator[str]:
-    name = f"e2e-{abs(hash(owner)) % 10**8:08d}"
+def _namespace(cluster: Cluster) -> Iterator[str]:
+    # Nobody had that name before: a test that is run again does not find the namespace that is still going.
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}])
     yield name
