@@ -32,7 +32,7 @@ from controller.memory.store import FrontierPoint
 from controller.menu import Menu
 from controller.policies.in_context import decide
 from controller.probing import epsilon
-from controller.recalling import OBSERVED_FIELD, STATE_FIELD, joined, recall
+from controller.recalling import OBSERVED_FIELD, STATE_FIELD, Recalled, joined, recall
 from controller.reflex import Queues, look_every_s, react, wakes
 from controller.resuming import Open, remainder, settled
 from controller.rollback import POLICY, kept
@@ -218,7 +218,7 @@ class PipelineLoop:
         Args:
             view: The pipeline as it is now.
         """
-        recalled = await recall(self._memory, view, self._tuning, self._writer)
+        recalled = await self._read(view)
         self._recalled = recalled.whole
         taken = recalled.taken
         self._observed_s = taken.observed_s
@@ -238,7 +238,7 @@ class PipelineLoop:
 
     async def _recall_late(self, knowledge: Knowledge, view: PipelineView) -> Knowledge:
         """Redis was away at the start: join what it knows, once it is back, with what was learned meanwhile."""
-        recalled = await recall(self._memory, view, self._tuning, self._writer)
+        recalled = await self._read(view)
         if not recalled.whole:
             return knowledge
         self._recalled = True
@@ -247,6 +247,10 @@ class PipelineLoop:
         _log.info("Redis is back; what it knows is taken in", pipeline=self.key, rounds=taken.knowledge.learned.round)
         learned = joined(taken.knowledge.learned, knowledge.learned, self._tuning)
         return replace(taken.knowledge, learned=learned)
+
+    async def _read(self, view: PipelineView) -> Recalled:
+        decided = await self._world.decided(self.key)
+        return await recall(self._memory, view, self._tuning, self._writer, decided)
 
     def _hold(self, experiences: Iterable[Experience]) -> None:
         for each in experiences:

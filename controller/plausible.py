@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from controller.knowledge import Learned, Pending
     from controller.peak import Peaks
 
-__all__ = ["check_learned"]
+__all__ = ["COUNT_MOST", "check_learned"]
 
 _LATEST_S: Final = 4.2e9
 """Unix time in the year 2103; simulated times are smaller, and negative in a memory that was carried over."""
 _RATE_MOST: Final = 1e7
-_COUNT_MOST: Final = 10**9
+COUNT_MOST: Final = 10**9
+"""Rounds and whatever else is counted: more than a controller lives to see."""
 _LONGEST: Final = 4096
 _FREEZE_MOST_S: Final = 3600.0
 _PARTS: Final = 5
@@ -46,7 +47,7 @@ def _within(field: str, value: float, low: float, high: float) -> _Claim:
 
 
 def _claims(learned: Learned) -> Iterator[_Claim]:
-    yield _within("round", learned.round, 0, _COUNT_MOST)
+    yield _within("round", learned.round, 0, COUNT_MOST)
     for name, fit in learned.fits.items():
         yield from _fit_claims(f"fits.{name}", fit)
     for name, ratio in learned.ratios.items():
@@ -76,7 +77,7 @@ def _fit_claims(field: str, fit: StageFit) -> Iterator[_Claim]:
     yield _within(f"{field}.scv", fit.scv, 0.0, 1e3)
     yield _within(f"{field}.scv_weight", fit.scv_weight, 0.0, 1e9)
     yield _within(f"{field}.updated_s", fit.updated_s, -_LATEST_S, _LATEST_S)
-    yield _within(f"{field}.observations", fit.observations, 0, _COUNT_MOST)
+    yield _within(f"{field}.observations", fit.observations, 0, COUNT_MOST)
     yield _within(f"{field}.batch_max", fit.batch_max, 1.0, 2e4)
 
 
@@ -130,7 +131,7 @@ def _analogue_claims(analogues: Analogues) -> Iterator[_Claim]:
 
 
 def _pending_claims(pending: Pending) -> Iterator[_Claim]:
-    yield _within("pending.round", pending.round, 0, _COUNT_MOST)
+    yield _within("pending.round", pending.round, 0, COUNT_MOST)
     yield _within("pending.time_s", pending.time_s, -_LATEST_S, _LATEST_S)
     yield _within("pending.latency_ratio", pending.latency_ratio, 0.0, 1e6)
     yield _within("pending.arrivals_per_s", pending.arrivals_per_s, 0.0, _RATE_MOST)

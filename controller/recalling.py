@@ -15,6 +15,7 @@ from controller.memory.keys import Keys
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Loaded
 from controller.peak import record
+from controller.plausible import COUNT_MOST
 from controller.recorded import RecordedRound, rounds_in
 from controller.resuming import TakenOver, take_over, unsaved
 from controller.state import PipelineView
@@ -46,7 +47,7 @@ class Recalled:
     """State, experiences and journal were read. Otherwise nothing may be decided on them as if a leader had done nothing since."""
 
 
-async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, writer: str) -> Recalled:
+async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, writer: str, decided: int = 0) -> Recalled:
     """Read state, experiences and the journal's end; with Redis away, begin with nothing.
 
     Args:
@@ -54,6 +55,7 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
         view: The pipeline as it is now.
         tuning: As always.
         writer: Part of the ids of experiences.
+        decided: How many rounds were decided according to others than the memory. Where that has lost some, their numbers stay taken.
     """
     loaded = await memory.load(view.key)
     knowledge = _restored(loaded, view, tuning)
@@ -73,7 +75,27 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
     taken = take_over(knowledge, recorded, view, observed_s, tuning, writer=writer)
     for problem in taken.problems:
         _log.error("a round of an earlier leader cannot be taken over", pipeline=view.key, problem=problem)
-    return Recalled(knowledge, taken, whole)
+    if decided > COUNT_MOST:
+        _log.error(
+            "the Pipeline's status tells of a round that cannot be; it is passed over",
+            pipeline=view.key,
+            rounds=decided,
+        )
+    if not taken.knowledge.learned.round < decided <= COUNT_MOST:
+        return Recalled(knowledge, taken, whole)
+    _log.warning(
+        "the memory knows of fewer rounds than were decided; their numbers stay taken",
+        pipeline=view.key,
+        known=taken.knowledge.learned.round,
+        decided=decided,
+    )
+    counted = _counted(knowledge, decided)
+    news = counted if taken.knowledge is knowledge else _counted(taken.knowledge, decided)
+    return Recalled(counted, replace(taken, knowledge=news), whole)
+
+
+def _counted(knowledge: Knowledge, decided: int) -> Knowledge:
+    return replace(knowledge, learned=replace(knowledge.learned, round=decided))
 
 
 def joined(earlier: Learned, own: Learned, tuning: Tuning) -> Learned:

@@ -38,6 +38,14 @@ class World(Protocol):
         """
         ...
 
+    async def decided(self, key: str) -> int:
+        """How many rounds of a pipeline were decided as far as the world itself shows; 0 where it shows none.
+
+        Raises:
+            ApiUnavailable: If that cannot be known now.
+        """
+        ...
+
     async def observe(self, key: str, window_s: float) -> Observation:
         """One pipeline over the last ``window_s`` seconds.
 

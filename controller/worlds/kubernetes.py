@@ -118,6 +118,14 @@ class KubernetesWorld:
         found = self.found().get(key)
         return found.view if found else None
 
+    async def decided(self, key: str) -> int:
+        """How many rounds were decided, as its status says: that outlives Redis and every controller."""
+        found = self.found().get(key)
+        if found is None:
+            return 0
+        said = (found.status.last_decision, found.status.rollback)
+        return max((each.round + 1 for each in said if each is not None), default=0)
+
     async def observe(self, key: str, window_s: float) -> Observation:
         """One pipeline over the last ``window_s`` seconds, from a scrape made now and those before it."""
         found, stages = self._pipeline(key)

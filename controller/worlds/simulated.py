@@ -227,6 +227,10 @@ class SimulatedWorld:
         self._need_api()
         return self.plants[key].view if key in self.plants else None
 
+    async def decided(self, key: str) -> int:
+        """None: nothing outlives a simulation but the memory."""
+        return 0
+
     async def observe(self, key: str, window_s: float) -> Observation:
         """One pipeline over the last ``window_s`` seconds; the arrivals' peak counts since the round before.
 

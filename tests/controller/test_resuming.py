@@ -62,6 +62,11 @@ class World(SimulatedWorld):
     dies_after: int | None = None
     """How many stages it still changes before whoever asks is killed."""
     away = False
+    shown = 0
+    """How many rounds it says were decided."""
+
+    async def decided(self, key: str) -> int:
+        return self.shown
 
     async def apply(self, key: str, wanted: Mapping[str, Allocation], *, reason: str) -> Sequence[KnobOutcome]:
         self.asked += 1
@@ -415,6 +420,33 @@ async def test_a_controller_that_starts_without_redis_does_not_write_over_what_r
         frontier = await run.store.client.hgetall(f"sair:{{{KEY}}}:frontier")
         assert {name.split("-")[1] for name in frontier} == {"w1", "w2"}
         await run.close()
+
+
+@pytest.mark.parametrize(("shown", "number"), [(2, 2), (1, 1), (10**18, 0)], ids=["all", "some", "what cannot be"])
+async def test_where_redis_has_lost_everything_rounds_are_numbered_on_from_what_the_world_shows(
+    redis_url: str, store: Store, shown: int, number: int
+) -> None:
+    run = Run(redis_url, plant())
+    await run.rounds(2)
+    await run.store.close()
+    await store.client.flushall()
+    run.world.shown = shown
+    run.take_office()
+    await run.rounds(2)
+    assert [report.round for report in run.watcher.reports[-2:]] == [number, number + 1]
+    assert [e.round for e in (await store.load(KEY)).experiences] == [number]
+    await run.close()
+
+
+async def test_what_redis_knows_goes_before_a_status_that_is_behind(redis_url: str, store: Store) -> None:
+    run = Run(redis_url, plant())
+    await run.rounds(3)
+    await run.store.close()
+    run.world.shown = 2
+    run.take_office()
+    await run.rounds(1)
+    assert run.watcher.reports[-1].round == 3
+    await run.close()
 
 
 async def test_wherever_a_successor_dies_in_taking_over_the_one_after_it_finishes_the_round_once(

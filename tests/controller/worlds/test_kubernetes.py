@@ -322,6 +322,24 @@ async def test_another_leader_knows_the_wishes_from_the_pipelines_status(stages:
     await eventually(left_alone)
 
 
+async def test_how_many_rounds_were_decided_is_read_from_the_pipelines_status(stages: Stages, opened: Opened) -> None:
+    await stages.stage("detect", GPU, node=await stages.node())
+    await stages.object()
+
+    async def shows(number: int) -> bool:
+        return await opened.world.decided(stages.key()) == number
+
+    await eventually(lambda: shows(0))
+    decision = {"round": 41, "time": "2026-01-01T00:00:00Z", "policy": "llm", "action": "hold"}
+    path = f"{PIPELINES.path(stages.namespace, 'shop')}/status"
+    await stages.api.patch(path, {"status": {"lastDecision": decision}}, PatchKind.MERGE)
+    await eventually(lambda: shows(42))
+    undone = {"at": "2026-01-01T00:01:00Z", "outcome": "Done", "round": 42}
+    await stages.api.patch(path, {"status": {"rollback": undone}}, PatchKind.MERGE)
+    await eventually(lambda: shows(43))
+    assert await opened.world.decided(f"{stages.namespace}/another") == 0
+
+
 async def test_who_no_longer_leads_changes_nothing(stages: Stages, opened: Opened) -> None:
     await stages.object()
     await stages.stage("detect", GPU, node=await stages.node())
