@@ -3,9 +3,11 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -15,13 +17,15 @@ from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import Unavailable
 from tests.e2e.cluster.foreign import ForeignCluster
-from tests.e2e.cluster.installation import Installation, kustomization
+from tests.e2e.cluster.installation import EXAMPLE, Installation, archives, kustomization
 from tests.e2e.rest import Rest
 
 _CLUSTER_READY_S = 15.0
 _SAIR_READY_S = 60.0
 _TIMEOUT_S = 900
 """The first test also waits for images to be built, which on a busy machine takes minutes."""
+_LOADED: Final = pytest.StashKey[Future[None]]()
+"""The images of SAIR and of the example, on their way onto the nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,15 @@ def bars(pytestconfig: pytest.Config) -> Bars:
 
 
 @pytest.fixture(scope="session")
-def cluster(_chosen: _Chosen, bars: Bars) -> Iterator[Cluster]:
+def cluster(_chosen: _Chosen, bars: Bars, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The cluster that SAIR_E2E_KUBECONFIG names, else the machine's own; the tests' images are on its nodes.
 
-    One that is up already is used and left up; otherwise one comes up for this session and goes with it.
+    One that is up already is used and left up; otherwise one comes up for this session and goes with it. Images of SAIR are
+    imported while tests run that need none.
     """
     cluster = _chosen.cluster
     try:
+        wanted = _wanted(cluster, request.session.items)
         if isinstance(cluster, ForeignCluster):
             cluster.require_fit()
             cluster.load(images.pause())
@@ -64,7 +70,9 @@ def cluster(_chosen: _Chosen, bars: Bars) -> Iterator[Cluster]:
     try:
         if cluster.takes_images:
             cluster.import_archive(images.base_archive())
-        yield cluster
+        with ThreadPoolExecutor(1) as beside:
+            request.config.stash[_LOADED] = beside.submit(_load, cluster, wanted)
+            yield cluster
     finally:
         if not _chosen.stays or isinstance(cluster, ForeignCluster):
             cluster.down()
@@ -81,10 +89,10 @@ def harness(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def installation(cluster: Cluster, _chosen: _Chosen, bars: Bars) -> Iterator[Installation]:
+def installation(cluster: Cluster, _chosen: _Chosen, bars: Bars, pytestconfig: pytest.Config) -> Iterator[Installation]:
     """SAIR on the cluster, every component Ready; gone again when the session ends, unless the cluster goes anyway."""
     installation = Installation(cluster, kustomization(os.environ))
-    installation.load_images()
+    pytestconfig.stash[_LOADED].result()
     others = busy_with_others()
     installation.apply()
     bars["SAIR Ready"] = Bar(_SAIR_READY_S, installation.wait(), others)
@@ -120,6 +128,22 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
         administrator.delete_pods(name)
 
 
+def _needs_sair(item: pytest.Item) -> bool:
+    return "installation" in getattr(item, "fixturenames", ())
+
+
+def _wanted(cluster: Cluster, items: Sequence[pytest.Item]) -> list[Path]:
+    """Archives of all images that these tests put onto nodes, built now."""
+    if not cluster.takes_images or not any(map(_needs_sair, items)):
+        return []
+    return [*archives(cluster, kustomization(os.environ), EXAMPLE), images.archive(images.metrics_server())]
+
+
+def _load(cluster: Cluster, wanted: Sequence[Path]) -> None:
+    for archive in wanted:
+        cluster.import_archive(archive)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """What a test finds out that the cluster lacks is a reason to skip it, as it is in a fixture."""
@@ -130,7 +154,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs the cluster is marked so, and has more time than a unit test has unless it says itself how much."""
+    """Whatever needs the cluster is marked so, and has more time than a unit test has unless it says itself how much.
+
+    Of this folder's tests those come first that need no SAIR.
+    """
+    places = [place for place, item in enumerate(items) if item.path.is_relative_to(Path(__file__).parent)]
+    ordered = sorted((items[place] for place in places), key=_needs_sair)
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)

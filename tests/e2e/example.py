@@ -1,6 +1,5 @@
 """The example pipeline under a load of the test's own, and what it cost and how late it was."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from sair.annotations import GPU_RATE, STAGE
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import EXAMPLE, Installation
-from tests.e2e.pods import eventually
+from tests.e2e.pods import eventually, pods
+from tests.e2e.rest import fetched
 
 PIPELINE = "image-classification"
 STAGES = ("preprocess", "inference", "postprocess")
@@ -146,17 +146,12 @@ class Example:
 
     def pods(self) -> list[dict[str, Any]]:
         """The stages' pods that are not being deleted."""
-        found = json.loads(self._kubectl("get", "pods", "--output=json"))["items"]
-        return [
-            pod
-            for pod in found
-            if STAGE in pod["metadata"].get("annotations", {}) and "deletionTimestamp" not in pod["metadata"]
-        ]
+        return [pod for pod in pods(self.cluster, self.namespace) if STAGE in pod["metadata"].get("annotations", {})]
 
     def status(self) -> dict[str, Any]:
         """Status of the Pipeline object; empty before the first round."""
         try:
-            raw: dict[str, Any] = json.loads(self._kubectl("get", "pipelines", PIPELINE, "--output=json"))
+            raw = fetched(self.cluster, f"/apis/sair.dev/v1alpha1/namespaces/{self.namespace}/pipelines/{PIPELINE}")
         except ClusterError:
             return {}
         status: dict[str, Any] = raw.get("status", {})

@@ -1,13 +1,14 @@
 """Manifests of the harness's own test workloads, and what is asked of them."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.images import BASE_IMAGE
+from tests.e2e.rest import fetched
 
 # What the Pod Security profile "restricted" demands.
 RESTRICTED_POD = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -18,7 +19,7 @@ RESTRICTED_CONTAINER = {
 }
 
 _LOOK_S = 0.25
-"""A condition costs a start of kubectl each time: as seldom as a test's duration allows."""
+"""Some conditions cost a start of kubectl each time: as seldom as a test's duration allows."""
 _SERVE_INFO = ["python3", "-u", "-m", "http.server", "8000", "--directory", "/info"]
 
 
@@ -88,10 +89,13 @@ def rollout(cluster: Cluster, namespace: str, name: str, timeout_s: float = 60.0
 
 def pods(cluster: Cluster, namespace: str, app: str | None = None) -> list[dict[str, Any]]:
     """The pods of an app, or of all, that are not being deleted."""
-    selector = [f"--selector=app={app}"] if app is not None else []
-    found = cluster.kubectl("get", "pods", f"--namespace={namespace}", *selector, "--output=json")
-    items: list[dict[str, Any]] = json.loads(found)["items"]
-    return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+    return labelled(cluster, namespace, f"app={app}" if app is not None else "")
+
+
+def labelled(cluster: Cluster, namespace: str, selector: str) -> list[dict[str, Any]]:
+    """The pods with these labels that are not being deleted."""
+    found = fetched(cluster, f"/api/v1/namespaces/{namespace}/pods?{urlencode({'labelSelector': selector})}")
+    return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
 
 
 def ready(pod: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from sair.annotations import GPU_GRANTED, GPU_INDEX
 from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
 
 ENDED: Final = ("Succeeded", "Failed")
 """Phases of pods that hold nothing any more."""
@@ -21,6 +22,24 @@ _ANEW: Final = "ANEW"
 """In place of an event: what was known of pods is void."""
 
 CONTROLLER = "system:serviceaccount:sair-system:sair-controller"
+
+
+def fetched(cluster: Cluster, path: str) -> Any:
+    """What the API server has at a path, asked by the administrator.
+
+    Raises:
+        ClusterError: it is away, or has not that.
+    """
+    try:
+        with contextlib.closing(cluster.connection()) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            said = answer.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        raise ClusterError(f"GET {path}: {error}") from error
+    if answer.status != http.HTTPStatus.OK:
+        raise ClusterError(f"GET {path}: {answer.status} {said}")
+    return json.loads(said)
 
 
 class Rest:

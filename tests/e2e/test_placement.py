@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.bars import Processors, judged
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.installation import Installation
-from tests.e2e.pods import create, eventually, pods, ready
+from tests.e2e.pods import create, eventually, pods
 from tests.e2e.stages import GPU_MEMORY_MI, give_gpus, granted, seats, stage
 
 _SECONDS = 10
@@ -53,7 +53,6 @@ def test_forty_pods_at_once_all_bind_within_seconds(cluster: Cluster, namespace:
     if took_s >= _SECONDS:
         judged(processors.busy)
     assert took_s < _SECONDS
-    eventually(lambda: sum(map(ready, pods(cluster, namespace, "fifth"))) == 40, 90, "40 pods Ready")
 
 
 def test_a_stage_that_does_not_fit_stays_pending_and_its_event_says_why(cluster: Cluster, namespace: str) -> None:

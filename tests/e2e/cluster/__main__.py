@@ -11,7 +11,7 @@ from tests.e2e.cluster import binaries, dependencies, images
 from tests.e2e.cluster.cluster import BINARIES, Cluster, sweep
 from tests.e2e.cluster.control_plane import ControlPlane, discard
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.cluster.installation import DEVELOPMENT, EXAMPLE, Installation
+from tests.e2e.cluster.installation import DEVELOPMENT, EXAMPLE, Installation, archives
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,10 +93,9 @@ def _down(options: argparse.Namespace) -> None:
 
 def _images(options: argparse.Namespace) -> None:
     cluster = Cluster(options.instance)
-    rendered = "".join(cluster.kubectl("kustomize", str(folder)) for folder in (DEVELOPMENT, EXAMPLE))
     print(images.base_archive())
-    for name, recipe in images.named_in(rendered).items():
-        print(images.archive(recipe(name)))
+    for archive in archives(cluster, DEVELOPMENT, EXAMPLE):
+        print(archive)
     print(images.archive(images.pause()))
 
 

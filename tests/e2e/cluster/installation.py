@@ -28,6 +28,17 @@ def kustomization(environment: Mapping[str, str]) -> Path:
     return Path(environment.get(KUSTOMIZATION) or DEVELOPMENT).absolute()
 
 
+def archives(cluster: Cluster, *kustomizations: Path) -> list[Path]:
+    """Archives of all images that these name, each built if it is not in the cache; the cluster need not be up.
+
+    Raises:
+        Unavailable: what builds them is missing.
+        ClusterError: one does not build.
+    """
+    rendered = "".join(cluster.kubectl("kustomize", str(each)) for each in kustomizations)
+    return [images.archive(recipe(name)) for name, recipe in images.named_in(rendered).items()]
+
+
 class Installation:
     """One kustomization on one cluster."""
 
