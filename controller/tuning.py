@@ -72,11 +72,11 @@ class Tuning:
     """Reserve as a multiple of the remembered peak."""
     cpu_reserve: float = 1.7
     """Factor on the reserve of stages without a GPU: their standby costs next to nothing, and what they lack the others wait for."""
-    uncovered_factor: float = 3.5
+    uncovered_factor: float = 3.0
     """Reserve as a multiple of the current rate until memory covers the pattern."""
     covered_factor: float = 1.3
     """The same afterwards."""
-    covered_after_s: float = 900.0
+    covered_after_s: float = 750.0
     """After how long of watching memory counts as covering the pattern."""
     remember_peaks: bool = True
     """Off: the reserve rests on the recent peak alone."""
