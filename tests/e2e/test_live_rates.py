@@ -24,7 +24,7 @@ from tests.e2e.stages import give_gpus, replica, seats
 
 PODS, ROUNDS, RACES = 10, 10, 100
 # A controller that decides every few seconds meets a kubelet at rest; the two seconds that are looked at are a rest as well.
-_PAUSE_S = 0.3
+_PAUSE_S = 0.5
 # How long it takes is told, not judged: that depends on who else uses the machine. Judged is that nothing waits for a
 # kubelet's next look of its own, which comes after a minute or more.
 _USUAL_S = 2.0
