@@ -66,8 +66,12 @@ async def test_a_new_controller_goes_on_where_the_last_one_stopped(store: Store)
     assert rounds == sorted(set(rounds))
 
 
-async def wished_around(store: Store, restart_s: float | None, *, forgets: bool = False) -> list[dict[str, Allocation]]:
-    """What the stages are wished to have at every look from a moment in a descent on, which a restart may interrupt."""
+_RESTART_S = 910.0
+"""In a descent: with and without what was learned it goes on differently."""
+
+
+async def wished_around(store: Store, *, restart: bool = True, forgets: bool = False) -> list[dict[str, Allocation]]:
+    """What the stages are wished to have at every look of a run that a restart may interrupt."""
     await store.client.flushall()
     world, tuning = simulated(duration_s=1200.0), Tuning(prices=setup().prices, probing=False)
     wished: list[dict[str, Allocation]] = []
@@ -84,21 +88,21 @@ async def wished_around(store: Store, restart_s: float | None, *, forgets: bool 
         await loop.run(ended)
 
     loop = controller()
-    await run_until(loop, restart_s or 910.0)
+    await run_until(loop, _RESTART_S)
     if forgets:
         await store.client.flushall()
-    await run_until(controller() if restart_s else loop, 910.0 + 3 * tuning.interval_s + 5)
+    await run_until(controller() if restart else loop, _RESTART_S + 3 * tuning.interval_s + 5)
     await world.clock.aclose()
     return wished
 
 
 async def test_a_restart_takes_no_capacity_away_because_what_was_learned_is_remembered(store: Store) -> None:
-    unbroken = await wished_around(store, None)
+    unbroken = await wished_around(store, restart=False)
     assert len(unbroken) > 10
 
-    assert await wished_around(store, 910.0) == unbroken
+    assert await wished_around(store) == unbroken
     # The same moment, without the memory: what it protects from.
-    assert await wished_around(store, 910.0, forgets=True) != unbroken
+    assert await wished_around(store, forgets=True) != unbroken
 
 
 @pytest.mark.parametrize(

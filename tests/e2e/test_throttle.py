@@ -18,7 +18,7 @@ _SECONDS = 5
 _POINTS = 0.03
 _SETTLED_S = 1.0
 _LOOKS = 3
-"""A program that a busy machine does not let run asks for less than it is granted: it is looked at again."""
+"""A program that a busy machine does not let run gets less than it is granted: it is looked at again. More is never forgiven."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_a_container_gets_the_share_it_is_granted_and_no_more(cluster: Cluster, 
 
 
 def _share(address: str, granted: float) -> float:
-    """Part of five seconds in which the GPU was busy, once it is what is granted; else what it was at the last of the looks."""
+    """Part of five seconds in which the GPU was busy, once that is what is granted or more; else what it was at the last of the looks."""
     share = 0.0
     for _ in range(_LOOKS):
         time.sleep(_SETTLED_S)
@@ -61,6 +61,6 @@ def _share(address: str, granted: float) -> float:
         time.sleep(_SECONDS)
         count = _SECONDS * 1_000_000_000 // BIN_NS
         share = sum(gpu_pods.busy(address, begin_ns, count)) / (count * BIN_NS)
-        if abs(share - granted) <= _POINTS:
+        if share >= granted - _POINTS:
             break
     return share
