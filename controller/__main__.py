@@ -141,7 +141,7 @@ async def _run(settings: Settings, method: Method, model_settings: ModelSettings
                 _log.info("leading no more", identity=identity, shard=shard, of=settings.shards)
 
         async def lead_or_share() -> None:
-            name, timing = settings.lease_name, ElectionTiming()
+            name, timing = settings.lease_name, ElectionTiming.within(settings.lease_s)
             if settings.shards == 1:
                 await lead(
                     lambda: Leadership(api, settings.namespace, name, identity=identity, timing=timing),

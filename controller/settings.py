@@ -30,6 +30,9 @@ class Settings:
     """Where the Lease is."""
     lease_name: str = "sair-controller"
     """Name of the Lease that elects the one controller that acts, or that all share; those of the shards are called after it."""
+    lease_s: Annotated[int, Meta(ge=3, le=300)] = 15
+    """How long the standby waits after the leader's last sign of life before it takes over, seconds. A leader that cannot renew the Lease
+    for two thirds of it stops acting, so that a short one makes a slow API server interrupt it."""
     shards: Annotated[int, Meta(ge=1, le=16)] = 1
     """In how many shards the pipelines are divided, by namespace. 1: one replica acts and the others stand by; more: each replica
     holds a fair share of the shards, so that more replicas scale more pipelines. While it is being changed nobody acts twice."""

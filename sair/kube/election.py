@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from sair.errors import InvalidInput, WireError
 from sair.kube.resources import LEASES
@@ -43,6 +43,13 @@ class ElectionTiming:
     """A leader that could not renew for so long stops being one."""
     retry_s: float = 2.0
     """Pause between attempts; jittered upwards by up to a fifth for candidates."""
+
+    @classmethod
+    def within(cls, lease_s: int) -> Self:
+        """Durations for a Lease of so many seconds, in the proportions of the defaults."""
+        usual = cls()
+        scale = lease_s / usual.lease_s
+        return cls(lease_s, usual.renew_deadline_s * scale, usual.retry_s * scale)
 
     def __post_init__(self) -> None:
         if self.lease_s < 1 or self.lease_s != int(self.lease_s):

@@ -108,8 +108,10 @@ async def test_it_finds_a_pipeline_runs_rounds_and_ends_cleanly_on_sigterm(
     node = await stages.node()
     await stages.stage("detect", {"gpu-rate": "0.3", "mode": "recommend", "slo-p99": "300ms"}, node=node)
     await stages.stage("classify", {"after": "detect"}, node=node)
-    async with started(cluster, redis_url) as first:
+    async with started(cluster, redis_url, SAIR_CONTROLLER_LEASE_S="7") as first:
         await first.logged("leading")
+        lease = await stages.api.get(LEASES.path("sair-system", "sair-controller"))
+        assert lease["spec"]["leaseDurationSeconds"] == 7
 
         async def shown() -> bool:
             return bool((await stages.pipeline()).get("status", {}).get("lastDecision"))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from controller.settings import load_settings
+from extender.settings import Settings as ExtenderSettings
 from sair.crd import custom_resource_definition
 from sair.quantities import parse_memory
 from tests.deploy.rendered import DEPLOY, EXAMPLES, INSTALLATIONS, named, of_kind, render, workloads
@@ -192,7 +193,12 @@ def test_schedulers_and_extenders_agree_on_the_lease(folder: str) -> None:
     election = _scheduler_configuration(folder)["leaderElection"]
     pod = named(folder, "Deployment", "sair-scheduler")["spec"]["template"]["spec"]
     (env,) = ({v["name"]: v for v in one["env"]} for one in pod["containers"] if one["name"] == "extender")
+    (command,) = (one["command"] for one in pod["containers"] if one["name"] == "kube-scheduler")
+    flags = dict(flag.partition("=")[::2] for flag in command)
+    renewed = flags.get("--leader-elect-renew-deadline", election["renewDeadline"])
+    fresh_s = float(env["SAIR_EXTENDER_LEASE_FRESH_S"]["value"]) if "SAIR_EXTENDER_LEASE_FRESH_S" in env else None
 
+    assert (ExtenderSettings().lease_fresh_s if fresh_s is None else fresh_s) == float(renewed.removesuffix("s"))
     assert election["leaderElect"] is True
     assert election["resourceName"] == env["SAIR_EXTENDER_LEASE_NAME"]["value"]
     assert election["resourceNamespace"] == "sair-system"

@@ -18,7 +18,6 @@ from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import Unavailable
 from tests.e2e.cluster.foreign import ForeignCluster
 from tests.e2e.cluster.installation import EXAMPLE, Installation, archives, kustomization
-from tests.e2e.rest import Rest
 
 _CLUSTER_READY_S = 15.0
 _SAIR_READY_S = 60.0
@@ -122,10 +121,10 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}])
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
-    # No new ones are made in it any more.
-    with contextlib.closing(Rest(cluster)) as administrator:
-        administrator.delete_pods(name)
+    with cluster.api() as api:
+        api.delete(f"/api/v1/namespaces/{name}")
+        # No new ones are made in it any more.
+        api.delete(f"/api/v1/namespaces/{name}/pods", grace_s=0)
 
 
 def _needs_sair(item: pytest.Item) -> bool:

@@ -10,7 +10,7 @@ from sair.annotations import GPU_RATE, STAGE
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import EXAMPLE, Installation
-from tests.e2e.pods import eventually, pods
+from tests.e2e.pods import eventually, pods, rollout, scale
 from tests.e2e.rest import fetched
 
 PIPELINE = "image-classification"
@@ -86,7 +86,7 @@ class Example:
         self._objects = [self._fitted(item) for item in installation.objects]
         self.cluster.apply([item for item in self._objects if item["metadata"]["name"] != "load"])
         for name in ("redis", *STAGES):
-            self._kubectl("rollout", "status", f"deployment/{name}", "--timeout=90s", timeout_s=100)
+            rollout(self.cluster, self.namespace, name, timeout_s=90)
         if self.hpa_percent is not None:
             self.cluster.apply([_hpa(self.namespace, stage, self.hpa_percent) for stage in STAGES])
 
@@ -97,12 +97,14 @@ class Example:
 
     def stop_load(self) -> None:
         """End the client."""
-        self._kubectl("scale", "deployment/load", "--replicas=0")
+        scale(self.cluster, self.namespace, "load", 0)
 
     def restart_load(self) -> None:
         """Let the client begin its trace anew."""
-        self._kubectl("delete", "pods", "--selector=app.kubernetes.io/name=load", "--grace-period=0", "--force")
-        self._kubectl("rollout", "status", "deployment/load", "--timeout=60s", timeout_s=70)
+        with self.cluster.api() as api:
+            load = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector=app.kubernetes.io/name%3Dload"
+            api.delete(load, grace_s=0)
+        rollout(self.cluster, self.namespace, "load")
 
     def outcome(self, slo_s: float, core_s: float, share_s: float) -> Outcome:
         """What the run was like, up to now.
@@ -170,7 +172,8 @@ class Example:
 
     def delete(self) -> None:
         """Remove it all; does not wait."""
-        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found")
+        with self.cluster.api() as api:
+            api.delete(f"/api/v1/namespaces/{self.namespace}")
 
     def _fitted(self, item: dict[str, Any]) -> dict[str, Any]:
         if item["kind"] == "Namespace":

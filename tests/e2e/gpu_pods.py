@@ -13,7 +13,7 @@ from sair.annotations import GPU_MEMORY, GPU_RATE, PIPELINE, STAGE
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, create, eventually, execute, pods
+from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, create, eventually, execute, pods, ready
 
 PIPELINE_NAME = "e2e"
 BIN_NS = 1_000_000
@@ -88,7 +88,7 @@ def busy_pod(name: str, rate: str | None, *, node: str | None = None) -> dict[st
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": name, "busy": "yes"}, "annotations": opted_in},
+        "metadata": {"name": name, "labels": {"app": name}, "annotations": opted_in},
         "spec": {
             "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
@@ -133,13 +133,13 @@ def pipeline() -> dict[str, Any]:
 
 def addresses(cluster: Cluster, namespace: str, names: Sequence[str]) -> dict[str, str]:
     """Wait until the pods of these apps are Ready; returns where each can be asked."""
-    options = ["--for=condition=Ready", "--timeout=180s", f"--namespace={namespace}"]
+
+    def are_ready() -> bool:
+        return set(names) <= {pod["metadata"]["labels"]["app"] for pod in pods(cluster, namespace) if ready(pod)}
+
     try:
-        for name in names:
-            # Which waits for none as long as there is none.
-            eventually(lambda name=name: pods(cluster, namespace, name) != [], 30, f"a pod of {name}")  # type: ignore[misc]  # bound here
-        cluster.kubectl("wait", "pod", "--selector=busy=yes", *options, timeout_s=190)
-    except ClusterError as error:
+        eventually(are_ready, 180, f"Ready pods of {', '.join(names)}")
+    except AssertionError as error:
         error.add_note(cluster.kubectl("get", "pods,events", f"--namespace={namespace}", "--output=wide"))
         raise
     by_app = {pod["metadata"]["labels"]["app"]: pod["status"]["podIP"] for pod in pods(cluster, namespace)}

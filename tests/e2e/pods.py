@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.images import BASE_IMAGE
 from tests.e2e.rest import fetched
 
@@ -75,16 +74,22 @@ def rollout(cluster: Cluster, namespace: str, name: str, timeout_s: float = 60.0
     """Wait until a Deployment is complete.
 
     Raises:
-        ClusterError: it is not in time; the message ends with the namespace's events.
+        ClusterError: it is not in time; its notes end with the namespace's events.
     """
-    wait = f"--timeout={timeout_s:g}s"
-    try:
-        cluster.kubectl(
-            "rollout", "status", f"deployment/{name}", f"--namespace={namespace}", wait, timeout_s=timeout_s + 10
-        )
-    except ClusterError as error:
-        error.add_note(cluster.kubectl("get", "pods,events", f"--namespace={namespace}", "--output=wide"))
-        raise
+    cluster.wait_for("Deployment", namespace, name, timeout_s)
+
+
+def scale(cluster: Cluster, namespace: str, name: str, replicas: int, *, kind: str = "Deployment") -> None:
+    """Change how many replicas are wanted."""
+    with cluster.api() as api:
+        path = f"/apis/apps/v1/namespaces/{namespace}/{kind.lower()}s/{name}/scale"
+        api.merge(path, {"spec": {"replicas": replicas}})
+
+
+def annotate(cluster: Cluster, path: str, annotations: Mapping[str, str]) -> None:
+    """Change annotations of the object at a path."""
+    with cluster.api() as api:
+        api.merge(path, {"metadata": {"annotations": dict(annotations)}})
 
 
 def pods(cluster: Cluster, namespace: str, app: str | None = None) -> list[dict[str, Any]]:

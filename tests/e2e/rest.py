@@ -1,4 +1,4 @@
-"""Requests to the API server without the tenth of a second that starting kubectl takes, for what is timed."""
+"""What is asked of the API server again and again, or timed."""
 
 import bisect
 import contextlib
@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, Final, Self
 
 from sair.annotations import GPU_GRANTED, GPU_INDEX
+from tests.e2e.cluster.api import Api
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.errors import ClusterError
 
 ENDED: Final = ("Succeeded", "Failed")
 """Phases of pods that hold nothing any more."""
@@ -30,20 +30,12 @@ def fetched(cluster: Cluster, path: str) -> Any:
     Raises:
         ClusterError: it is away, or has not that.
     """
-    try:
-        with contextlib.closing(cluster.connection()) as connection:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            said = answer.read().decode()
-    except (OSError, http.client.HTTPException) as error:
-        raise ClusterError(f"GET {path}: {error}") from error
-    if answer.status != http.HTTPStatus.OK:
-        raise ClusterError(f"GET {path}: {answer.status} {said}")
-    return json.loads(said)
+    with cluster.api() as api:
+        return api.get(path)
 
 
-class Rest:
-    """One connection to the API server, as the administrator or as somebody the administrator poses as."""
+class Rest(Api):
+    """What tests ask of the API server again and again, as the administrator or as somebody the administrator poses as."""
 
     def __init__(self, cluster: Cluster, *, user: str | None = None) -> None:
         """Prepare a connection.
@@ -52,14 +44,13 @@ class Rest:
             cluster: whose API server.
             user: user to pose as, with nothing but that user's rights; None: the administrator.
         """
-        self._connection = cluster.connection()
-        self._headers = {"Impersonate-User": user} if user else {}
+        super().__init__(cluster.connection, user=user)
 
     def wish(self, namespace: str, pipeline: str, rates: Mapping[str, str]) -> None:
         """Wish for shares for all of a pipeline's stages, as the controller does: in the Pipeline's status, in one change.
 
         Raises:
-            AssertionError: the server refused.
+            ClusterError: the server is away, or refused.
         """
         stages = [{"name": stage, "gpuRate": rate} for stage, rate in rates.items()]
         body = {
@@ -69,56 +60,32 @@ class Rest:
             "status": {"mode": "auto", "stages": stages},
         }
         path = f"/apis/sair.dev/v1alpha1/namespaces/{namespace}/pipelines/{pipeline}/status"
-        query = "fieldManager=sair-controller&force=true"
-        self._send("PATCH", f"{path}?{query}", body, "application/apply-patch+yaml")
+        self.apply_at(path, body, "fieldManager=sair-controller&force=true")
 
-    def create(self, namespace: str, pod: Mapping[str, Any]) -> None:
+    def create_pod(self, namespace: str, pod: Mapping[str, Any]) -> None:
         """Create a pod.
 
         Raises:
-            AssertionError: the server refused.
+            ClusterError: the server is away, or refused.
         """
-        self._send("POST", f"/api/v1/namespaces/{namespace}/pods", pod, "application/json")
+        self.create(f"/api/v1/namespaces/{namespace}/pods", pod)
 
-    def delete(self, namespace: str, pod: str) -> None:
+    def delete_pod(self, namespace: str, pod: str) -> None:
         """Delete a pod without waiting for its node.
 
         Raises:
-            AssertionError: the server refused.
+            ClusterError: the server is away, or refused.
         """
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
-        self._send("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod}", body, "application/json")
-
-    def delete_pods(self, namespace: str) -> None:
-        """Delete all pods of a namespace at once, without waiting for their nodes.
-
-        Raises:
-            AssertionError: the server refused.
-        """
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
-        self._send("DELETE", f"/api/v1/namespaces/{namespace}/pods", body, "application/json")
+        self.delete(f"/api/v1/namespaces/{namespace}/pods/{pod}", grace_s=0)
 
     def pods(self) -> list[dict[str, Any]]:
         """The pods of all namespaces.
 
         Raises:
-            AssertionError: the server refused.
-            OSError: it is away.
+            ClusterError: the server is away, or refused.
         """
-        listed: list[dict[str, Any]] = json.loads(self._send("GET", "/api/v1/pods"))["items"]
+        listed: list[dict[str, Any]] = self.get("/api/v1/pods")["items"]
         return listed
-
-    def close(self) -> None:
-        """Close the connection; the next request opens another."""
-        self._connection.close()
-
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None, kind: str = "") -> str:
-        content = {"Content-Type": kind} if kind else {}
-        self._connection.request(method, path, json.dumps(body) if body else None, {**self._headers, **content})
-        answer = self._connection.getresponse()
-        text = answer.read().decode()
-        assert answer.status in (http.HTTPStatus.OK, http.HTTPStatus.CREATED), text
-        return text
 
 
 class PodWatch:

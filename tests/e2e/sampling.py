@@ -1,6 +1,5 @@
 """What stages have while a test runs: their CPU, replicas and shares, looked at again and again."""
 
-import http.client
 import itertools
 import threading
 import time
@@ -11,6 +10,7 @@ from typing import Any
 from sair.annotations import GPU_GRANTED, STAGE
 from sair.quantities import parse_cpu
 from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.rest import ENDED, Rest
 
 _LOOK_S = 1.0
@@ -78,7 +78,7 @@ class Sampler:
         while not self._stop.is_set():
             try:
                 listed = self._rest.pods()
-            except (OSError, http.client.HTTPException, AssertionError):
+            except ClusterError:
                 # The API server is busy or away; the sample before counts for longer. The next look connects anew.
                 self._rest.close()
             else:

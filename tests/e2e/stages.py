@@ -8,7 +8,7 @@ from typing import Any
 from sair.annotations import GPU_GRANTED, GPU_INDEX, GPUS, PIPELINE, STAGE
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.node import PAUSE_IMAGE
-from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD
+from tests.e2e.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, annotate
 
 GPU_MEMORY_MI = 16_000
 
@@ -18,7 +18,7 @@ def give_gpus(cluster: Cluster, per_node: int) -> None:
     card = {"memoryMi": GPU_MEMORY_MI, "model": "paper"}
     for node in cluster.nodes:
         cards = [{**card, "uuid": f"GPU-{node.name}-{index}"} for index in range(per_node)]
-        cluster.kubectl("annotate", "node", node.name, f"{GPUS}={json.dumps(cards)}", "--overwrite")
+        annotate(cluster, f"/api/v1/nodes/{node.name}", {GPUS: json.dumps(cards)})
 
 
 def stage(

@@ -1,6 +1,5 @@
 """What becomes of a pod on its way into the cluster, with the webhook and the policies in it."""
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +8,8 @@ from tests.e2e import gpu_pods
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
-from tests.e2e.controller import metric
-from tests.e2e.pods import create, eventually, execute, pods, rollout, web
+from tests.e2e.controller import NAMESPACE, metric
+from tests.e2e.pods import create, eventually, execute, labelled, pods, rollout, web
 from tests.e2e.stages import give_gpus, replica, stage
 
 pytestmark = pytest.mark.usefixtures("installation")
@@ -117,7 +116,5 @@ def test_what_every_pod_pulls_for_the_hook_is_a_few_hundred_kilobytes() -> None:
 
 def _requests(cluster: Cluster) -> float:
     """Admission requests that all replicas of the webhook have answered."""
-    found = cluster.kubectl(
-        "get", "pods", "--namespace=sair-system", "--selector=app.kubernetes.io/component=webhook", "--output=json"
-    )
-    return sum(metric(pod["status"]["podIP"], "sair_webhook_requests_total") for pod in json.loads(found)["items"])
+    found = labelled(cluster, NAMESPACE, "app.kubernetes.io/component=webhook")
+    return sum(metric(pod["status"]["podIP"], "sair_webhook_requests_total") for pod in found)

@@ -8,6 +8,7 @@ import pytest
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.pods import create, eventually, execute, pods, ready, rollout, service, web
+from tests.e2e.rest import fetched
 
 pytestmark = pytest.mark.usefixtures("harness")
 
@@ -21,7 +22,7 @@ def shop(cluster: Cluster, shared_namespace: str) -> str:
 
 
 def test_two_nodes_are_ready_with_addresses_of_their_own(cluster: Cluster) -> None:
-    nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
+    nodes = fetched(cluster, "/api/v1/nodes")["items"]
 
     assert [node["metadata"]["name"] for node in nodes] == ["node0", "node1"]
     assert all(ready(node) for node in nodes)

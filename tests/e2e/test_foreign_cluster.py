@@ -62,12 +62,12 @@ def test_a_token_in_its_kubeconfig_is_enough_for_clients_besides_kubectl(
     try:
         with PodWatch(found, "default") as watch:
             admin, nobody = Rest(found), Rest(found, user="nobody-in-particular")
-            admin.create("default", _paper_pod("mine"))
+            admin.create_pod("default", _paper_pod("mine"))
             watch.first(lambda pod: pod["metadata"]["name"] == "mine", since=0.0)
             # Who poses as somebody has that one's rights.
-            with pytest.raises(AssertionError, match='User \\\\"nobody-in-particular\\\\" cannot delete'):
-                nobody.delete("default", "mine")
-            admin.delete("default", "mine")
+            with pytest.raises(ClusterError, match='User "nobody-in-particular" cannot delete'):
+                nobody.delete_pod("default", "mine")
+            admin.delete_pod("default", "mine")
             for one in (admin, nobody):
                 one.close()
     finally:

@@ -16,6 +16,7 @@ import pytest
 from sair.annotations import GPU_GRANTED, GPU_RATE
 from tests.e2e import gpu_pods
 from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.gpu_pods import BIN_NS, PIPELINE_NAME, Change
 from tests.e2e.pods import create, eventually, pods
@@ -201,12 +202,12 @@ class _Arena:
             self._chance,
             (0.1, partial(wish, left, self._left, "0.6")),
             (0.1, partial(wish, right, self._right, "0.7")),
-            (0.0, partial(self._user.create, self._namespace, replica(late, "0.3", node=self._node))),
+            (0.0, partial(self._user.create_pod, self._namespace, replica(late, "0.3", node=self._node))),
         )
         # What each wants, and how it makes room for the next once it has had that.
         wants = {late: "0.3", left: "0.6", right: "0.7"}
         gives_way = {
-            late: partial(self._user.delete, self._namespace, late),
+            late: partial(self._user.delete_pod, self._namespace, late),
             left: partial(wish, left, self._left, "0.3"),
             right: partial(wish, right, self._right, "0.4"),
         }
@@ -236,7 +237,7 @@ def _at_once(chance: random.Random, *acts: tuple[float, Callable[[], None]]) -> 
         time.sleep(delay_s)
         try:
             act()
-        except AssertionError as error:
+        except ClusterError as error:
             failed.append(error)
 
     threads = [threading.Thread(target=do, args=(chance.uniform(0, longest_s), act)) for longest_s, act in acts]

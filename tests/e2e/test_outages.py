@@ -17,7 +17,7 @@ from tests.e2e.cluster.errors import ClusterError
 from tests.e2e.cluster.installation import Installation
 from tests.e2e.controller import NAMESPACE, ROUND_S, journal, metric, redis, short_rounds
 from tests.e2e.example import PIPELINE, STAGES, Example
-from tests.e2e.pods import create, eventually, labelled, pods, ready, rollout, web
+from tests.e2e.pods import create, eventually, labelled, pods, ready, rollout, scale, web
 from tests.e2e.rest import CONTROLLER, PodWatch, Rest, fetched
 from tests.e2e.stages import give_gpus, replica, seats, stage
 
@@ -25,7 +25,7 @@ from tests.e2e.stages import give_gpus, replica, seats, stage
 TRACE = "0 3\n5 5\n10 7\n15 9\n20 11\n25 12\n55 9\n70 6\n85 4\n"
 AWAY_S = 6.0
 """Longer than a round of the controller."""
-_KINDS = {"redis": "statefulset"}
+_KINDS = {"redis": "StatefulSet"}
 """Of the components; the others are Deployments."""
 _RISING_S = 4.0
 
@@ -61,8 +61,9 @@ def unharmed(cluster: Cluster, installation: Installation, pipeline: Example) ->
     assert known
     with PodWatch(cluster) as watch:
         yield pipeline
+        before = pipeline.decided()
         installation.wait()
-        before, sent = pipeline.decided(), pipeline.births()
+        sent = pipeline.births()
         eventually(lambda: sent <= pipeline.served(), 90, "every request that was sent is served")
         eventually(lambda: pipeline.decided() > before, 60, "another round of the controller")
         assert known <= _experiences(cluster, pipeline)
@@ -128,7 +129,7 @@ def test_while_the_scheduler_is_away_only_what_wants_a_gpu_waits(
             time.sleep(AWAY_S)
             waiting = pods(cluster, namespace, "during")
             assert [pod["status"]["phase"] for pod in waiting] == ["Pending", "Pending"]
-            assert not any(_name(pod) in _events(cluster, namespace, "pods") for pod in waiting)
+            assert not any(_name(pod) in _events(cluster, namespace, "Pod") for pod in waiting)
             (wide,) = pods(cluster, namespace, "wide")
             assert _of(wide, GPU_GRANTED) == "0.95"
     finally:
@@ -148,7 +149,7 @@ def test_while_the_webhook_is_away_only_pods_that_opted_in_wait(
         create(cluster, namespace, web("bystander"), stage("member", {"gpu-rate": "0.2"}))
         rollout(cluster, namespace, "bystander")
         said = 'failed calling webhook "pods.sair.dev"'
-        eventually(lambda: said in _events(cluster, namespace, "replicasets"), 30, "an event that says why")
+        eventually(lambda: said in _events(cluster, namespace, "ReplicaSet"), 30, "an event that says why")
         assert pods(cluster, namespace, "member") == []
 
     # The ReplicaSet controller waits longer after every failure.
@@ -255,13 +256,16 @@ def _away(cluster: Cluster, component: str) -> Iterator[None]:
 
 
 def _scale(cluster: Cluster, component: str, replicas: int) -> None:
-    workload = f"{_KINDS.get(component, 'deployment')}/sair-{component}"
-    cluster.kubectl("scale", workload, f"--replicas={replicas}", f"--namespace={NAMESPACE}")
+    scale(cluster, NAMESPACE, f"sair-{component}", replicas, kind=_KINDS.get(component, "Deployment"))
 
 
 def _delete(cluster: Cluster, *pods: str) -> None:
     """Delete pods whose processes were killed, and wait until nothing of them runs any more."""
-    cluster.kubectl("delete", "pods", *pods, f"--namespace={NAMESPACE}", "--grace-period=1", "--ignore-not-found")
+    folder = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    with cluster.api() as api:
+        for pod in pods:
+            api.delete(f"{folder}/{pod}", grace_s=1)
+        eventually(lambda: {_name(pod) for pod in api.get(folder)["items"]}.isdisjoint(pods), 60, "nothing of them")
 
 
 def _leader(cluster: Cluster, component: str) -> str:
@@ -291,9 +295,8 @@ def _told(cluster: Cluster, example: Example) -> set[tuple[str, int]]:
 
 def _events(cluster: Cluster, namespace: str, kind: str) -> str:
     """The Events about objects of a kind, with the names of those."""
-    kinds = {"pods": "Pod", "replicasets": "ReplicaSet"}
-    about = f"--field-selector=involvedObject.kind={kinds[kind]}"
-    return cluster.kubectl("get", "events", f"--namespace={namespace}", about)
+    found = fetched(cluster, f"/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.kind%3D{kind}")
+    return "\n".join(f"{event['involvedObject']['name']}: {event.get('message', '')}" for event in found["items"])
 
 
 def _placed(cluster: Cluster, namespace: str, app: str | None = None) -> int:
@@ -345,7 +348,9 @@ def _move(example: Example, source: str, target: str) -> None:
     try:
         there = [_name(pod) for pod in example.pods() if pod["spec"].get("nodeName") == source]
         if there:
-            example.cluster.kubectl("delete", "pods", *there, f"--namespace={example.namespace}", "--wait=false")
+            with example.cluster.api() as api:
+                for name in there:
+                    api.delete(f"/api/v1/namespaces/{example.namespace}/pods/{name}")
         _await_on(example, target)
     finally:
         example.cluster.kubectl("uncordon", source)

@@ -1,6 +1,5 @@
 """Pods land on GPUs by fraction, on a live scheduler with the extender beside it."""
 
-import json
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -9,7 +8,8 @@ import pytest
 from tests.e2e.bars import Processors, judged
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.installation import Installation
-from tests.e2e.pods import create, eventually, pods
+from tests.e2e.pods import create, eventually, pods, scale
+from tests.e2e.rest import fetched
 from tests.e2e.stages import GPU_MEMORY_MI, give_gpus, granted, seats, stage
 
 _SECONDS = 10
@@ -68,7 +68,7 @@ def test_a_stage_that_does_not_fit_stays_pending_and_its_event_says_why(cluster:
     assert "0.1 of 0.5 free" in _failures(cluster, namespace)[-1]
 
     # Room made is taken.
-    cluster.kubectl("scale", "deployment/full", "--replicas=7", f"--namespace={namespace}")
+    scale(cluster, namespace, "full", 7)
     eventually(lambda: sum(seats(pods(cluster, namespace, "late")).values()) == 1, 60, "the late one on a GPU")
 
 
@@ -101,5 +101,5 @@ def test_node_affinity_and_taints_are_respected(cluster: Cluster, namespace: str
 
 
 def _failures(cluster: Cluster, namespace: str) -> list[str]:
-    events = cluster.kubectl("get", "events", f"--namespace={namespace}", "--output=json")
-    return [event["message"] for event in json.loads(events)["items"] if event["reason"] == "FailedScheduling"]
+    events = fetched(cluster, f"/api/v1/namespaces/{namespace}/events")["items"]
+    return [event["message"] for event in events if event["reason"] == "FailedScheduling"]

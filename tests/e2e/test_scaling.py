@@ -1,7 +1,6 @@
 """The example pipeline under a ramp: with SAIR, with nothing, and with the cluster's own autoscaler on CPU, side by side."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from tests.e2e.cluster.installation import Installation
 from tests.e2e.controller import journal, redis, short_rounds
 from tests.e2e.example import HEADER, PIPELINE, STAGES, Example, Outcome
 from tests.e2e.pods import eventually, execute, ready
-from tests.e2e.rest import PodWatch
+from tests.e2e.rest import PodWatch, fetched
 from tests.e2e.sampling import Sample, Sampler
 from tests.e2e.stages import give_gpus
 from tests.e2e.timeline import timeline
@@ -149,7 +148,7 @@ def test_its_decisions_can_be_seen(cluster: Cluster, run: Run) -> None:
     assert {stage["name"] for stage in run.status["stages"]} == set(STAGES)
 
     namespace = run.example.namespace
-    events = json.loads(cluster.kubectl("get", "events", f"--namespace={namespace}", "--output=json"))["items"]
+    events = fetched(cluster, f"/api/v1/namespaces/{namespace}/events")["items"]
     told = [event for event in events if event["involvedObject"]["kind"] == "Pipeline"]
     assert {event["reason"] for event in told} & {"Scaled", "Reflex"}
     # Each decision in its own words, not only the first of a series.

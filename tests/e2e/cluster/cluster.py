@@ -7,7 +7,6 @@ by name. `Cluster.down` therefore clears away what a killed harness left behind 
 
 import fcntl
 import http.client
-import json
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.e2e.cluster import addons, binaries, cgroups, components, dependencies, images
+from tests.e2e.cluster.api import Api, complete
 from tests.e2e.cluster.components import PORT
 from tests.e2e.cluster.control_plane import run_kubectl
 from tests.e2e.cluster.errors import ClusterError
@@ -163,10 +163,40 @@ class Cluster:
         context.load_cert_chain(admin.certificate, admin.key)
         return http.client.HTTPSConnection(self.address, PORT, context=context, timeout=timeout_s)
 
+    def api(self) -> Api:
+        """The API server, asked by an administrator."""
+        return Api(self.connection)
+
     def apply(self, manifests: Sequence[Mapping[str, object]]) -> None:
-        """Apply manifests, server-side."""
-        documents = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
-        self.kubectl("apply", "--server-side", "--filename=-", stdin=documents)
+        """Apply manifests, server-side.
+
+        Raises:
+            ClusterError: the API server is away, or refuses one.
+        """
+        with self.api() as api:
+            for manifest in manifests:
+                api.apply(manifest)
+
+    def wait_for(self, kind: str, namespace: str, name: str, timeout_s: float = 60.0) -> None:
+        """Return once a Deployment, StatefulSet or DaemonSet is complete.
+
+        Raises:
+            ClusterError: it is not in time; the notes say what the namespace looks like.
+        """
+        path = f"/apis/apps/v1/namespaces/{namespace}/{kind.lower()}s/{name}"
+
+        def is_complete() -> bool:
+            # Right after an outage, the API server may not answer yet.
+            with suppress(ClusterError):
+                return complete(api.get(path))
+            return False
+
+        with self.api() as api:
+            try:
+                wait_until(is_complete, timeout_s, lambda: f"{kind} {namespace}/{name}")
+            except ClusterError as error:
+                error.add_note(self.kubectl("get", "pods,events", f"--namespace={namespace}", "--output=wide"))
+                raise
 
     def load(self, image: Image) -> None:
         """Build an image when it is not in the cache, and import it into every node."""
@@ -183,7 +213,7 @@ class Cluster:
         self.load(image)
         self.apply(addons.metrics(image.tag))
         if wait:
-            self.kubectl("rollout", "status", "deployment/metrics-server", "--namespace=kube-system", "--timeout=50s")
+            self.wait_for("Deployment", "kube-system", "metrics-server")
 
     def stop(self, component: str) -> None:
         """Kill `etcd`, `kube-apiserver`, `kube-controller-manager` or `kube-scheduler`, until `start` brings it back."""
@@ -215,10 +245,14 @@ class Cluster:
         """
 
         def ready() -> bool:
-            jsonpath = '{range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {end}'
-            return self.kubectl("get", "nodes", f"--output=jsonpath={jsonpath}").split() == ["True"] * NODES
+            conditions = [each["status"].get("conditions", ()) for each in api.get("/api/v1/nodes")["items"]]
+            states = [each["status"] for found in conditions for each in found if each["type"] == "Ready"]
+            return states == ["True"] * NODES
 
-        wait_until(ready, timeout_s, lambda: "\n".join(f"{node.name}: {node.tail('kubelet')}" for node in self._nodes))
+        with self.api() as api:
+            wait_until(
+                ready, timeout_s, lambda: "\n".join(f"{node.name}: {node.tail('kubelet')}" for node in self._nodes)
+            )
 
     def leftovers(self) -> list[str]:
         """Every trace of a cluster on this machine, in words: processes, namespaces, interfaces, cgroups, mounts, files."""
@@ -250,11 +284,19 @@ class Cluster:
         # Before RBAC is there, controller manager and scheduler would give up.
         for component in ("kube-controller-manager", "kube-scheduler"):
             table.start(component, self._command(component, programs))
+        # Its own namespaces it makes once it is ready.
+        wait_until(lambda: self._has("/api/v1/namespaces/kube-system"), 20.0, lambda: table.tail("kube-apiserver"))
         self.apply(addons.dns(images.coredns().tag))
         self.wait_for_nodes()
         watch("nodes Ready")
-        self.kubectl("rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=50s")
+        self.wait_for("Deployment", "kube-system", "coredns")
         return watch("DNS ready")
+
+    def _has(self, path: str) -> bool:
+        with suppress(ClusterError), self.api() as api:
+            api.get(path)
+            return True
+        return False
 
     def _import(self, archives: Sequence[Path]) -> None:
         def into(node: Node) -> None:

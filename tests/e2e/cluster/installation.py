@@ -1,9 +1,9 @@
 """SAIR on the cluster: a kustomization applied with images built from this checkout."""
 
+import functools
 import json
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,9 @@ class Installation:
         """
         self.cluster = cluster
         self.kustomization = kustomization
-        rendered = cluster.kubectl("kustomize", str(kustomization))
+        rendered, as_json = _rendered(cluster, kustomization)
         self._images = images.named_in(rendered)
-        # kubectl turns the rendered YAML into JSON without asking the server for anything.
-        offline = ["create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-"]
-        self.objects: list[dict[str, Any]] = _documents(cluster.kubectl(*offline, stdin=rendered))
+        self.objects = _documents(as_json)
         """What the kustomization renders to."""
         self._applied_s = 0.0
 
@@ -75,9 +73,9 @@ class Installation:
         Raises:
             ClusterError: one is not in time; the note says what its pods and events look like.
         """
-        # Together, so that the time is the slowest one's and not the sum.
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda workload: self._wait_for(workload, timeout_s), self.workloads()))
+        deadline_s = time.monotonic() + timeout_s
+        for workload in self.workloads():
+            self.cluster.wait_for(*workload, max(0.0, deadline_s - time.monotonic()))
         return time.monotonic() - self._applied_s
 
     def delete(self) -> None:
@@ -118,15 +116,14 @@ class Installation:
         for name in names:
             self.cluster.load(self._images[name](name))
 
-    def _wait_for(self, workload: tuple[str, str, str], timeout_s: float) -> None:
-        kind, namespace, name = workload
-        target = [f"{kind.lower()}/{name}", f"--namespace={namespace}"]
-        try:
-            self.cluster.kubectl("rollout", "status", *target, f"--timeout={timeout_s:g}s", timeout_s=timeout_s + 10)
-        except ClusterError as error:
-            error.add_note(self.cluster.kubectl("get", "pods", f"--namespace={namespace}", "--output=wide"))
-            error.add_note(self.cluster.kubectl("events", f"--namespace={namespace}"))
-            raise
+
+@functools.cache
+def _rendered(cluster: Cluster, kustomization: Path) -> tuple[str, str]:
+    """The YAML that a kustomization renders to, and the same as JSON."""
+    rendered = cluster.kubectl("kustomize", str(kustomization))
+    # kubectl turns it into JSON without asking the server for anything.
+    offline = ["create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-"]
+    return rendered, cluster.kubectl(*offline, stdin=rendered)
 
 
 def _documents(output: str) -> list[dict[str, Any]]:

@@ -90,6 +90,15 @@ def test_durations_with_which_two_could_lead_are_refused(values: dict[str, float
     assert refusal.value.field == name
 
 
+@pytest.mark.parametrize("lease_s", [3, 8, 15, 300])
+def test_durations_keep_their_proportions_whatever_the_lease(lease_s: int) -> None:
+    timing = ElectionTiming.within(lease_s)
+    assert timing.lease_s == lease_s
+    assert timing.renew_deadline_s / lease_s == pytest.approx(TIMING.renew_deadline_s / TIMING.lease_s)
+    assert timing.retry_s / lease_s == pytest.approx(TIMING.retry_s / TIMING.lease_s)
+    assert ElectionTiming.within(15) == TIMING
+
+
 def test_a_lease_is_read_back_as_it_was_written() -> None:
     body = lease_body("ns", "l", seen=None, holder="me", timing=TIMING, wall=WALL)
     assert "resourceVersion" not in body["metadata"]
