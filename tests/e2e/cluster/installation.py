@@ -10,6 +10,7 @@ from typing import Any
 from tests.e2e.cluster import images
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
+from tests.e2e.cluster.probes import wait_until
 
 DEVELOPMENT = images.REPOSITORY / "deploy" / "overlays" / "development"
 """The overlay for a cluster on one machine, whose images are built there."""
@@ -80,8 +81,9 @@ class Installation:
 
     def delete(self) -> None:
         """Delete everything of it and wait until it is gone."""
-        command = ["delete", f"--kustomize={self.kustomization}", "--ignore-not-found", "--timeout=180s"]
-        self.cluster.kubectl(*command, timeout_s=190)
+        # kubectl's own waiting goes on for seconds after that.
+        self.cluster.kubectl("delete", f"--kustomize={self.kustomization}", "--ignore-not-found", "--wait=false")
+        wait_until(lambda: self.remains() == "", 180.0, self.remains)
 
     def workloads(self) -> list[tuple[str, str, str]]:
         """Kind, namespace and name of everything of it that runs pods."""
