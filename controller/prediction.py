@@ -310,7 +310,7 @@ class PipelineModel:
     def needed_per_s(self, model: StageModel) -> float:
         """What a stage's replicas must be able to serve at their highest knobs, requests per second at this stage."""
         factor = 1.0 if model.view.uses_gpu else self.tuning.cpu_reserve
-        needed, kept = factor * self.reserve_per_s * model.visits, self.kept_per_s * model.visits
+        needed, kept = (factor * rate * model.visits for rate in (self.reserve_per_s, self.kept_per_s))
         if kept <= needed:
             return needed
         there = model.reachable_per_s(model.allocation.replicas, None, self.tuning.caution)
