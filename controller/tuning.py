@@ -71,7 +71,8 @@ class Tuning:
     remembered_factor: float = 1.2
     """Reserve as a multiple of the remembered peak."""
     cpu_reserve: float = 1.7
-    """Factor on the reserve of stages without a GPU: their standby costs next to nothing, and what they lack the others wait for."""
+    """Factor on the reserve, and on what is kept, of stages without a GPU: their standby costs next to nothing, and what they lack the
+    others wait for."""
     uncovered_factor: float = 3.0
     """Reserve as a multiple of the current rate until memory covers the pattern."""
     covered_factor: float = 1.3

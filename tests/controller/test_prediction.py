@@ -129,6 +129,16 @@ def test_a_model_that_is_too_fast_is_corrected_within_bounds() -> None:
     assert model(calm).correction == pytest.approx(0.75)
 
 
+def test_stages_without_a_gpu_are_kept_for_more_and_none_for_more_than_it_can() -> None:
+    here = replace(model(), reserve_per_s=0.0, kept_per_s=20.0)
+    assert here.needed_per_s(here.stages["infer"]) == pytest.approx(20.0)
+    assert here.needed_per_s(here.stages["pre"]) == pytest.approx(20.0 * Tuning().cpu_reserve)
+    beyond = replace(here, kept_per_s=1e6)
+    for stage in beyond.stages.values():
+        there = stage.reachable_per_s(stage.allocation.replicas, None, Tuning().caution)
+        assert beyond.needed_per_s(stage) == pytest.approx(there)
+
+
 def test_without_the_reserve_nothing_is_lacking() -> None:
     observed = observation()
     situation = Situation(VIEW, observed, room(), observed.time_s)

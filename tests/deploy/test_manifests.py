@@ -196,9 +196,9 @@ def test_schedulers_and_extenders_agree_on_the_lease(folder: str) -> None:
     (command,) = (one["command"] for one in pod["containers"] if one["name"] == "kube-scheduler")
     flags = dict(flag.partition("=")[::2] for flag in command)
     renewed = flags.get("--leader-elect-renew-deadline", election["renewDeadline"])
-    fresh_s = float(env["SAIR_EXTENDER_LEASE_FRESH_S"]["value"]) if "SAIR_EXTENDER_LEASE_FRESH_S" in env else None
+    fresh_s = env.get("SAIR_EXTENDER_LEASE_FRESH_S", {"value": ExtenderSettings().lease_fresh_s})["value"]
 
-    assert (ExtenderSettings().lease_fresh_s if fresh_s is None else fresh_s) == float(renewed.removesuffix("s"))
+    assert float(fresh_s) == float(renewed.removesuffix("s"))
     assert election["leaderElect"] is True
     assert election["resourceName"] == env["SAIR_EXTENDER_LEASE_NAME"]["value"]
     assert election["resourceNamespace"] == "sair-system"
