@@ -170,7 +170,7 @@ async def test_no_name_and_no_text_that_somebody_chose_changes_a_byte_of_what_th
 FIXED = """
 GPU CPU stage after arrivals SLO ms budget h State s slope P50 P99 goodput cost replicas starting cpu memory rho queue queue_slope cpu_util
 gpu_util service Mi Suspected bottleneck Experiences like this one load before action misses reward Candidates number predicted uncertainty
-support safe yes no hold last time ρ s²
+support safe yes no hold last time ρ s² and once replicas are ready
 """
 """Of the topology, the state, the experiences and the menu; what follows them are constants."""
 
