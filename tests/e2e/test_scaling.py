@@ -41,7 +41,9 @@ _TOO_BUSY = 0.65
 """Share of the processors' time; with nothing else on the machine the ramp takes a little less than half of it."""
 _AT_REST, _REST_S = 0.4, 60.0
 
-pytestmark = pytest.mark.timeout(600)
+_ATTEMPTS_IN_CI = 3
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,14 @@ def run(
     tmp_path_factory: pytest.TempPathFactory,
     pytestconfig: pytest.Config,
 ) -> Iterator[Run]:
-    """The ramp, on a machine that has come to rest; in CI once more if others keep it too busy to judge it, or SAIR misses its SLO."""
+    """The ramp, on a machine that has come to rest; in CI again if others keep it too busy to judge it, or SAIR misses its SLO."""
     give_gpus(cluster, per_node=4)
     beside = ThreadPoolExecutor(1)
     metrics_server = beside.submit(cluster.install_metrics_server)
     beside.shutdown(wait=False)
     short_rounds(cluster)
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    attempts = 2 if in_ci() else 1
+    attempts = _ATTEMPTS_IN_CI if in_ci() else 1
     for attempt in range(attempts):
         examples = _copies(cluster, f"e2e-scaling-{attempt}")
         try:
@@ -109,7 +111,6 @@ def test_sair_is_late_far_less_often_than_the_same_pipeline_without_it(run: Run)
     assert sair.missed < nothing.missed / 5
 
 
-@pytest.mark.long  # differs from run to run: a second of chance in arrivals can make one request in a hundred late
 def test_sair_keeps_the_slo(run: Run) -> None:
     # Where others keep the machine busy, requests wait for its processors, and no scaler of pods can help.
     judged(run.busy, _TOO_BUSY)
@@ -117,7 +118,6 @@ def test_sair_keeps_the_slo(run: Run) -> None:
     assert run.outcomes["SAIR"].p99_s <= SLO_S
 
 
-@pytest.mark.long  # differs from run to run: which knob is turned first decides which others are needed
 def test_every_knob_is_turned_and_no_container_restarts_for_it(cluster: Cluster, run: Run) -> None:
     seen: dict[str, set[tuple[float, str]]] = {}
     for sample in run.samples:
