@@ -27,13 +27,14 @@ from controller.journal import RoundReport, concluded_record, decision_record, o
 from controller.knowledge import Knowledge, stored
 from controller.llm.account import Account
 from controller.llm.policy import LlmPolicy, Trace
+from controller.looking import Looks
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import FrontierPoint
 from controller.menu import Menu
 from controller.policies.in_context import decide
 from controller.probing import epsilon
 from controller.recalling import OBSERVED_FIELD, STATE_FIELD, Recalled, joined, recall
-from controller.reflex import Queues, look_every_s, react, wakes
+from controller.reflex import Queues, react, wakes
 from controller.resuming import Open, remainder, settled
 from controller.rollback import POLICY, kept
 from controller.state import HOLD, Action, PipelineView, Rollback, project_all
@@ -88,7 +89,7 @@ class PipelineLoop:
         self._watcher = watcher
         self._rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         self._writer = writer
-        self._pipelines = pipelines
+        self._looks = Looks(key, world, tuning, pipelines)
         self._knowledge: Knowledge | None = None
         self._recalled = False
         """What Redis knows has been read."""
@@ -122,7 +123,7 @@ class PipelineLoop:
                 await self.recall(view)
             next_round = clock.now() + self._tuning.interval_s
             while clock.now() < next_round and not ended():
-                await clock.sleep(min(self._look_every_s(view), next_round - clock.now()))
+                await self._looks.next(view, self._knowledge, next_round)
                 # As it is now: mode, SLO and bounds may have changed, and a rollback does not wait for the next round.
                 view = await self._view() or view
                 if (request := self._undoing.wanted(view)) is not None:
@@ -166,7 +167,7 @@ class PipelineLoop:
         if knowledge is None or view.mode != "auto" or view.held(self._world.clock.now()):
             return HOLD
         try:
-            gauges = await self._world.gauges(self.key, self._look_every_s(view))
+            gauges = await self._world.gauges(self.key, self._looks.every_s(view))
             queued = self._queues.seen(self._world.clock.now(), gauges)
             if not wakes(knowledge.learned, view, gauges, self._tuning):
                 return HOLD
@@ -177,7 +178,7 @@ class PipelineLoop:
             current = {gauge.name: gauge.allocation for gauge in gauges}
             wanted = project_all(current, action)
             changed = {delta.stage: wanted[delta.stage] for delta in action.deltas}
-            await self._world.apply(self.key, changed, reason="reflex: a queue builds up")
+            await self._world.apply(self.key, changed, reason="reflex: a queue builds up, or a known burst begins")
         except (MetricsUnavailable, ApiUnavailable, NotFound) as error:
             _log.warning("the reflex holds", pipeline=self.key, problem=str(error))
             return HOLD
@@ -188,9 +189,6 @@ class PipelineLoop:
         if self._watcher is not None:
             await self._watcher.reflexed(view, now, action)
         return action
-
-    def _look_every_s(self, view: PipelineView) -> float:
-        return look_every_s(view, self._tuning, self._pipelines())
 
     async def _roll_back(self, view: PipelineView, request: Rollback) -> None:
         knowledge = self.knowledge
@@ -358,7 +356,7 @@ class PipelineLoop:
 
     async def _reacting_until(self, answer: Coroutine[Any, Any, Proposal], view: PipelineView) -> Proposal:
         """Wait for a model, and let the reflex go on as long as the world's time does."""
-        clock, every_s = self._world.clock, self._look_every_s(view)
+        clock, every_s = self._world.clock, self._looks.every_s(view)
         task, looked_at = asyncio.create_task(answer, name=f"model {self.key}"), clock.now()
         try:
             while not (await asyncio.wait({task}, timeout=every_s))[0]:

@@ -9,7 +9,18 @@ from typing import Final
 
 from controller.tuning import Tuning
 
-__all__ = ["Peaks", "expected_rate", "kept_rate", "recent_peak", "record", "remembered_peak", "reserve_rate"]
+__all__ = [
+    "Peaks",
+    "awaited_peak",
+    "expected_rate",
+    "kept_rate",
+    "peak_to_serve",
+    "recent_peak",
+    "record",
+    "remembered_peak",
+    "reserve_rate",
+    "usual_rate",
+]
 
 _HISTORY_S: Final = 900.0
 _BURST_RATIO: Final = 1.6
@@ -21,6 +32,7 @@ _USUAL_ROUNDS: Final = 5
 _MOVED: Final = 1.3
 _RISE_SIGNIFICANCE: Final = 3.0
 _GAPS_WAITED: Final = 3.0
+_LONGER_BY_CHANCE: Final = 0.1
 _HOLD_S: Final = 600.0
 _HOLDS_PER_GAP: Final = 1.5
 _PEAK_WINDOW_S: Final = 5.0
@@ -122,6 +134,17 @@ def recent_peak(peaks: Peaks, now: float, window_s: float) -> float:
     return max(young, default=peaks.recent[-1][1] if peaks.recent else 0.0)
 
 
+def peak_to_serve(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """What the knobs are set for: the recent peak. Once arrivals are back at the usual, bursts that memory waits for are left out of it:
+    the reflex meets the next one as it begins."""
+    young_s = now - tuning.recent_peak_window_s
+    usual = tuning.burst_ratio * usual_rate(peaks)
+    waits = tuning.reflex and tuning.remember_peaks and awaited_peak(peaks, now, tuning) > usual
+    if not waits or not peaks.recent or peaks.recent[-1][1] > usual:
+        return recent_peak(peaks, now, tuning.recent_peak_window_s)
+    return max(value for at, value in peaks.recent if value <= usual and at >= min(young_s, peaks.recent[-1][0]))
+
+
 def usual_rate(peaks: Peaks) -> float:
     """Median of the last rounds' peaks: the current rate, which a burst of a minute does not move."""
     last = sorted(value for _, value in peaks.recent[-_USUAL_ROUNDS:])
@@ -148,9 +171,18 @@ def _moving(peaks: Peaks) -> bool:
 
 
 def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
-    """Bursts may still come. One that is overdue by three of the longest gaps is history, remembered but not waited for."""
-    patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps)) if peaks.gaps else half_life_s(peaks, tuning)
+    """Bursts may still come. One that is overdue is history, remembered but not waited for: by three of the longest gaps, or where few
+    gaps are known by more than one gap in ten would be if bursts came at random, (0.1^(−1/n) − 1) · Σ gaps, up to the half-life."""
+    if not peaks.gaps:
+        return now - peaks.remembered_s <= half_life_s(peaks, tuning)
+    by_chance_s = (math.pow(_LONGER_BY_CHANCE, -1.0 / len(peaks.gaps)) - 1.0) * sum(peaks.gaps)
+    patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps), min(by_chance_s, half_life_s(peaks, tuning)))
     return now - peaks.remembered_s <= patience_s
+
+
+def awaited_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """The remembered peak while bursts may still come; 0 if none is waited for."""
+    return remembered_peak(peaks, now, tuning) if _expected(peaks, now, tuning) else 0.0
 
 
 def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
@@ -159,10 +191,7 @@ def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
     While the load moves and memory does not cover the pattern yet, 3 · current rate. With ``remember_peaks`` off the peak of the last
     15 minutes takes the place of the remembered one.
     """
-    if not tuning.remember_peaks:
-        peak = recent_peak(peaks, now, _HISTORY_S)
-    else:
-        peak = remembered_peak(peaks, now, tuning) if _expected(peaks, now, tuning) else 0.0
+    peak = awaited_peak(peaks, now, tuning) if tuning.remember_peaks else recent_peak(peaks, now, _HISTORY_S)
     wary = kept_rate(peaks, now, tuning) if _moving(peaks) else 0.0
     return max(wary, tuning.covered_factor * expected_rate(peaks), tuning.remembered_factor * peak)
 

@@ -15,7 +15,7 @@ from controller.decision import Situation
 from controller.identification import StageFit, fitted_curve, service_time_error
 from controller.knowledge import Knowledge
 from controller.model import Array, StageLoad, capacity_per_s, pipeline_p99_s, sojourn, utilisation
-from controller.peak import kept_rate, recent_peak, reserve_rate
+from controller.peak import kept_rate, peak_to_serve, reserve_rate
 from controller.state import LOWEST_GPU_MILLI, Allocation, ClusterRoom, PipelineView, StageObservation, StageView
 from controller.tuning import Tuning
 
@@ -213,7 +213,7 @@ class PipelineModel:
                 most_replicas=at.ready + at.starting if at.waiting else None,
             )
         now = situation.now
-        recent = recent_peak(learned.peaks, now, tuning.recent_peak_window_s)
+        recent = peak_to_serve(learned.peaks, now, tuning)
         rate = observation.arrivals_per_s if np.isfinite(observation.arrivals_per_s) else 0.0
         ahead = rate * growth if growth >= GROWTH_LEAST else rate
         wanted = max(recent, ahead, rate + _trend(rate, observation.arrivals_slope, observation.window_s, tuning))

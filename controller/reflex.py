@@ -12,7 +12,7 @@ from controller.cost import effective_cost
 from controller.identification import StageFit, fitted_curve
 from controller.knowledge import Learned
 from controller.model import ServiceCurve, capacity_per_s
-from controller.peak import remembered_peak, usual_rate
+from controller.peak import awaited_peak, remembered_peak, usual_rate
 from controller.prediction import visits
 from controller.state import (
     CPU_STEP,
@@ -29,7 +29,17 @@ from controller.state import (
 )
 from controller.tuning import Tuning
 
-__all__ = ["Queues", "freeze", "look_every_s", "queue_threshold_s", "react", "wakes"]
+__all__ = [
+    "SAME_MOMENT_S",
+    "Queues",
+    "freeze",
+    "look_every_s",
+    "queue_threshold_s",
+    "react",
+    "surge_rate",
+    "wakes",
+    "watch_every_s",
+]
 
 _SLOS_PER_LOOK: Final = 2.0
 _SLOWEST_S: Final = 2.0
@@ -40,6 +50,11 @@ rounds and looks take what they take."""
 _NOTHING: Final[Mapping[str, float]] = {}
 _NOTICEABLE: Final = 1.1
 """By what factor its CPU must raise what a GPU stage can serve for the reflex to raise it."""
+_SURGE_SIGNIFICANCE: Final = 6.0
+"""By how many standard deviations of a Poisson count arrivals must exceed the usual. With 4.5 chance alone costs a per cent or two."""
+_WATCHES_PER_LOOK: Final = 5.0
+SAME_MOMENT_S: Final = 1e-6
+"""A glance so shortly before a look is the look."""
 _STANDS_S: Final = 1.5
 """A queue that has not become shorter for so long stays."""
 
@@ -79,9 +94,27 @@ def look_every_s(view: PipelineView, tuning: Tuning, pipelines: int = 1) -> floa
     return max(tuning.reflex_interval_s, wanted, affordable)
 
 
+def watch_every_s(learned: Learned, view: PipelineView, tuning: Tuning, pipelines: int = 1) -> float | None:
+    """Seconds from one glance at the arrivals to the next, between two looks; None where memory waits for no burst.
+
+    A known burst is met as soon as arrivals leave the usual, before anything is queued. A fifth of the time between two looks, less
+    often where a process has so many pipelines that it could not.
+    """
+    look_s = look_every_s(view, tuning, pipelines)
+    every_s = max(look_s / _WATCHES_PER_LOOK, pipelines / _LOOKS_PER_S)
+    return every_s if every_s < look_s and surge_rate(learned, look_s, tuning) < math.inf else None
+
+
 def wakes(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> bool:
-    """Whether there is anything to react to: work that is queued, or arrivals that analogues foresee. ``react`` holds otherwise."""
-    return tuning.reflex and (_expected(learned, tuning) > 0 or any(_alarms(learned, view, gauges, tuning)))
+    """Whether there is anything to react to: work that is queued, a burst of a known kind, or arrivals that analogues foresee. ``react``
+    holds otherwise."""
+    if not tuning.reflex:
+        return False
+    return (
+        _expected(learned, tuning) > 0
+        or _surges(learned, view, gauges, tuning)
+        or any(_alarms(learned, view, gauges, tuning))
+    )
 
 
 def react(
@@ -96,9 +129,10 @@ def react(
 
     Enough is added to serve what arrives and to empty the queue within ``reflex_drain_s``, in whole steps of the grid, inside the
     stage's bounds, the cluster's room and the budget. Once one stage is alarmed, the others are raised to what enters the pipeline:
-    the queue would only move on to them; and where arrivals have left the usual, at once to the whole reserve. What analogues foresee
-    is raised to before it comes. A queue that stays where the model sees capacity enough contradicts the model and is
-    believed: the stage gets one step.
+    the queue would only move on to them; and where arrivals have left the usual, at once to the whole reserve. A burst that memory
+    waits for is met so before anything is queued, with all the CPU that the reserve counts on. What analogues foresee is raised to
+    before it comes. A queue that stays where the model sees capacity enough contradicts the model and is believed: the stage gets
+    one step.
 
     Args:
         learned: For the service times; a stage never measured gets one step.
@@ -121,16 +155,17 @@ def react(
     seen = _seen(learned, view, gauges)
     alarmed = _alarms(learned, view, gauges, tuning)
     expected = _expected(learned, tuning)
-    if not any(alarmed) and not expected > 0:
+    surge = _surges(learned, view, gauges, tuning)
+    if not any(alarmed) and not expected > 0 and not surge:
         return HOLD
     knobs = [(_knob(stage, gauge, fit, room), entering * share[gauge.name]) for stage, gauge, fit in seen]
-    whole = max(expected, _foreseen(learned, entering, tuning) if any(alarmed) else 0.0)
+    whole = max(expected, _foreseen(learned, entering, tuning) if any(alarmed) or surge else 0.0)
     rises = []
     for (knob, rate), loud in zip(knobs, alarmed, strict=True):
         backlog = knob.queue / tuning.reflex_drain_s if loud else 0.0
         wanted = whole * share[knob.stage.name]
         arriving = max(knob.arrivals_per_s, rate) if any(alarmed) else 0.0
-        rise = knob.rise_to(max(arriving, wanted) + backlog)
+        rise = knob.rise_to(max(arriving, wanted) + backlog, 1.0 if surge else _NOTICEABLE)
         stays = knob.queue >= queued_before.get(knob.stage.name, math.inf)
         rises.append(rise or knob.one_step() if loud and stays else rise)
     return _affordable(view, current, [delta for delta in rises if delta], room, tuning)
@@ -170,6 +205,28 @@ def _foreseen(learned: Learned, entering_per_s: float, tuning: Tuning) -> float:
     return max(entering_per_s, tuning.remembered_factor * peak)
 
 
+def _surges(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> bool:
+    """A burst of the kind that memory knows begins where requests enter."""
+    sources = {stage.name for stage in view.stages if not stage.after}
+    rates = [_finite(gauge.arrivals_per_s) for gauge in gauges if gauge.name in sources]
+    return max(rates, default=0.0) > surge_rate(learned, look_every_s(view, tuning), tuning)
+
+
+def surge_rate(learned: Learned, over_s: float, tuning: Tuning) -> float:
+    """From which rate on arrivals are a burst of the kind that memory knows, requests per second; infinite if it waits for none.
+
+    Args:
+        learned: For the peaks.
+        over_s: Over how long arrivals are counted: what chance adds to so many counts for nothing.
+        tuning: ``burst_ratio``.
+    """
+    usual = usual_rate(learned.peaks)
+    if not tuning.remember_peaks or usual <= 0 or over_s <= 0:
+        return math.inf
+    least = max(tuning.burst_ratio * usual, usual + _SURGE_SIGNIFICANCE * math.sqrt(usual / over_s))
+    return least if awaited_peak(learned.peaks, learned.peaks.updated_s, tuning) > least else math.inf
+
+
 def _finite(value: float) -> float:
     return max(0.0, value) if math.isfinite(value) else 0.0
 
@@ -198,8 +255,13 @@ class _Knob:
         cores, rate = (max(self.cores, cpu / 1000), value / 1000) if self.stage.uses_gpu else (value / 1000, 1.0)
         return capacity_per_s(self.curve, self.ready, cores, rate)
 
-    def rise_to(self, needed_per_s: float) -> StageDelta:
-        """The least rise in whole steps that serves so much, the largest there is if none does."""
+    def rise_to(self, needed_per_s: float, noticeable: float) -> StageDelta:
+        """The least rise in whole steps that serves so much, the largest there is if none does.
+
+        Args:
+            needed_per_s: At this stage.
+            noticeable: By what factor its CPU must raise what a GPU stage can serve for the CPU to be raised.
+        """
         if self.curve is None:
             return self.one_step() if needed_per_s > self.arrivals_per_s else self._by(0)
         value = self.now
@@ -211,7 +273,7 @@ class _Knob:
         cpu = now = round(1000 * self.cores)
         while cpu < self.most_cpu and self.capacity_per_s(value, cpu) < needed_per_s:
             cpu = min(self.most_cpu, cpu + CPU_STEP)
-        if self.capacity_per_s(value, cpu) < _NOTICEABLE * self.capacity_per_s(value):
+        if self.capacity_per_s(value, cpu) < noticeable * self.capacity_per_s(value):
             # Another replica will need that CPU.
             return rise
         return StageDelta(self.stage.name, cpu=cpu - now, gpu_milli=rise.gpu_milli)

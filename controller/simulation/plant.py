@@ -276,11 +276,20 @@ class Plant:
         """Queues right now and arrivals over the last ``window_s`` seconds."""
         gauges = []
         for place, name in enumerate(self.wished):
-            now, then = self.engine.sample(place), self.engine.sample_at(place, self.now - window_s)
-            span = max(now.time_s - then.time_s, 1e-9)
-            rate = (now.arrived - then.arrived) / span if now.time_s > then.time_s else 0.0
+            now = self.engine.sample(place)
+            plan = self.setup.stages[place].plan
+            if plan.after:
+                then = self.engine.sample_at(place, self.now - window_s)
+                rate = (now.arrived - then.arrived) / max(now.time_s - then.time_s, 1e-9)
+            else:
+                rate = plan.fan_out * self.entering_per_s(window_s)
             gauges.append(StageGauge(name, now.queue, rate, self.wished[name], self.replicas(name)[0]))
         return gauges
+
+    def entering_per_s(self, window_s: float, at_s: float | None = None) -> float:
+        """Requests per second that entered in the ``window_s`` seconds before a moment; before now if None."""
+        arrivals, end = self.engine.requests.arrivals, self.now if at_s is None else at_s
+        return (bisect_right(arrivals, end) - bisect_right(arrivals, end - window_s)) / window_s
 
     def cost_per_hour(self, window_s: float) -> float:
         """Effective cost over the last ``window_s`` seconds, $/h."""

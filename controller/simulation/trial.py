@@ -13,10 +13,10 @@ import numpy as np
 
 from controller import round as rounds
 from controller.decision import Decision, Situation
-from controller.knowledge import Knowledge, begin
+from controller.knowledge import Knowledge, Learned, begin
 from controller.menu import Menu
 from controller.model import ServiceCurve
-from controller.reflex import Queues, look_every_s, react, wakes
+from controller.reflex import SAME_MOMENT_S, Queues, look_every_s, react, surge_rate, wakes, watch_every_s
 from controller.simulation.baselines.runner import drain
 from controller.simulation.engine import Requests
 from controller.simulation.pipelines import PipelineSetup
@@ -85,6 +85,7 @@ def run_trial(
     before, next_round, every_s = 0.0, tuning.interval_s, look_every_s(view, tuning)
     while plant.now < series.duration_s:
         to = min(next_round, plant.now + every_s)
+        to = _next_look(plant, learned.learned, to, every_s, tuning)
         recorder.advance(to)
         if to < next_round:
             gauges = plant.gauges(every_s)
@@ -103,6 +104,17 @@ def run_trial(
         before, next_round = plant.now, next_round + tuning.interval_s
     drain(plant)
     return Trial(plant, learned, recorder.finish(series.duration_s), series.duration_s, seed, name)
+
+
+def _next_look(plant: Plant, learned: Learned, to: float, every_s: float, tuning: Tuning) -> float:
+    """``to``, or the moment before at which a glance at the arrivals finds a known burst. Nothing else comes of a glance."""
+    step_s = watch_every_s(learned, plant.view, tuning)
+    if step_s is None:
+        return to
+    least, at = surge_rate(learned, every_s, tuning), plant.now + step_s
+    while at < to - SAME_MOMENT_S and plant.entering_per_s(every_s, at) <= least:
+        at += step_s
+    return min(at, to)
 
 
 def _round(

@@ -62,6 +62,14 @@ class World(Protocol):
         """
         ...
 
+    async def entering(self, key: str, window_s: float) -> float:
+        """Requests per second that entered over the last ``window_s`` seconds or a little more: a glance between two looks at all stages.
+
+        Raises:
+            MetricsUnavailable: If the metrics of a stage where requests enter cannot be had.
+        """
+        ...
+
     async def room(self, key: str) -> ClusterRoom:
         """What the cluster could still hold.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from controller.cost import Prices, effective_cost
 from controller.discovery import Discovery, Found
 from controller.granting import granted_of
 from controller.observe.histogram import quantile
-from controller.observe.series import KEPT_S, PodSeries, StageWindow, now_of, peak_of, window_of
+from controller.observe.series import KEPT_S, PodSeries, StageNow, StageWindow, now_of, peak_of, window_of
 from controller.observe.source import Source, Target
 from controller.state import (
     Allocation,
@@ -39,6 +39,9 @@ __all__ = ["COMPONENT", "KubernetesWorld", "WallClock"]
 
 _GAUGE_AGE_S: Final = 6.0
 _FRESH_S: Final = 1.0
+"""A round asks no pod again that answered so shortly before."""
+_FRESH_OF_WINDOW: Final = 0.1
+"""The same of a look or a glance, as a part of the time over which it counts arrivals."""
 
 
 class WallClock:
@@ -129,7 +132,7 @@ class KubernetesWorld:
     async def observe(self, key: str, window_s: float) -> Observation:
         """One pipeline over the last ``window_s`` seconds, from a scrape made now and those before it."""
         found, stages = self._pipeline(key)
-        await self._scrape(stages)
+        await self._scrape(stages.values(), _FRESH_S)
         now, view = self.clock.now(), found.view
         windows = {name: self._window(stage, now, window_s) for name, stage in stages.items()}
         seen = tuple(self._stage_observation(found, stages[each.name], windows[each.name]) for each in view.stages)
@@ -164,21 +167,32 @@ class KubernetesWorld:
     async def gauges(self, key: str, window_s: float) -> Sequence[StageGauge]:
         """Queues right now and arrivals over the last ``window_s`` seconds, from a scrape made for it and those before it."""
         found, stages = self._pipeline(key)
-        await self._scrape(stages)
-        now = self.clock.now()
+        await self._scrape(stages.values(), _FRESH_OF_WINDOW * window_s)
         gauges = []
         for name, stage in stages.items():
-            seen = now_of(self._series(stage), now, window_s)
-            if seen is None:
-                raise self._unseen(stage)
-            # A ready pod that never answered counts as silent for as long as anything is remembered.
-            age_s = KEPT_S if self._silent(stage) else now - seen.oldest_s
-            if age_s > _GAUGE_AGE_S:
-                raise MetricsUnavailable(f"{key} {name}: the newest metrics are {age_s:.0f} s old")
+            seen = self._now(key, stage, window_s)
             allocation = stage.allocation(self._actuator.wished_rate(found, name))
             self._seen[key, name] = allocation
             gauges.append(StageGauge(name, seen.queue, seen.arrivals_per_s, allocation, len(stage.ready)))
         return gauges
+
+    async def entering(self, key: str, window_s: float) -> float:
+        """Requests per second that entered over the last ``window_s`` seconds; only the pods of stages where they enter are asked."""
+        found, stages = self._pipeline(key)
+        sources = [stages[each.name] for each in found.view.stages if not each.after]
+        await self._scrape(sources, _FRESH_OF_WINDOW * window_s)
+        return entering(self._now(key, stage, window_s).arrivals_per_s for stage in sources)
+
+    def _now(self, key: str, stage: Standing, window_s: float) -> StageNow:
+        now = self.clock.now()
+        seen = now_of(self._series(stage), now, window_s)
+        if seen is None:
+            raise self._unseen(stage)
+        # A ready pod that never answered counts as silent for as long as anything is remembered.
+        age_s = KEPT_S if self._silent(stage) else now - seen.oldest_s
+        if age_s > _GAUGE_AGE_S:
+            raise MetricsUnavailable(f"{key} {stage.name}: the newest metrics are {age_s:.0f} s old")
+        return seen
 
     async def room(self, key: str) -> ClusterRoom:
         """What the cluster could still hold; pods that wish for more than they were granted count with their wish."""
@@ -248,13 +262,13 @@ class KubernetesWorld:
             raise NotFound(f"pipeline {key} does not exist")
         return found, standings(found, self._watching.index.of(key).values())
 
-    async def _scrape(self, stages: Mapping[str, Standing]) -> None:
+    async def _scrape(self, stages: Iterable[Standing], fresh_s: float) -> None:
         now = self.clock.now()
         targets = []
-        for stage in stages.values():
+        for stage in stages:
             for pod in stage.ready:
                 series = self._scraper.series.get(pod.key)
-                fresh = series is not None and series.last is not None and now - series.last.time_s < _FRESH_S
+                fresh = series is not None and series.last is not None and now - series.last.time_s < fresh_s
                 if pod.host and pod.spec and not fresh:
                     targets.append(Target(pod.key, pod.host, pod.spec.metrics, pod.began_s))
         await self._scraper.scrape(targets)

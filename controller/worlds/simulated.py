@@ -266,6 +266,17 @@ class SimulatedWorld:
         self._need_metrics(key)
         return plant.gauges(window_s)
 
+    async def entering(self, key: str, window_s: float) -> float:
+        """Requests per second that entered over the last ``window_s`` seconds.
+
+        Raises:
+            NotFound: If there is no such pipeline.
+            MetricsUnavailable: In a stretch of ``metrics_down``.
+        """
+        plant = self._plant(key)
+        self._need_metrics(key)
+        return plant.entering_per_s(window_s)
+
     async def room(self, key: str) -> ClusterRoom:
         """What the cluster could still hold.
 
