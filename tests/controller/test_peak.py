@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from controller.peak import (
     Peaks,
+    awaited_peak,
     expected_rate,
     half_life_s,
     kept_rate,
+    peak_to_serve,
     recent_peak,
     record,
     remembered_peak,
@@ -119,6 +121,32 @@ def test_bursts_that_are_long_overdue_are_remembered_but_not_waited_for() -> Non
     peaks, now = watch(bursts(12, 5) + [50.0] * 50)
     assert remembered_peak(peaks, now, TUNING) > 100.0
     assert reserve_rate(peaks, now, TUNING) == pytest.approx(TUNING.covered_factor * 50.0, rel=NEARLY)
+
+
+@pytest.mark.parametrize(("seen", "gap_rounds", "waited"), [(2, 30, True), (3, 40, True), (5, 40, False)])
+def test_the_fewer_gaps_are_known_the_longer_the_next_burst_is_waited_for(
+    seen: int, gap_rounds: int, waited: bool
+) -> None:
+    # One gap of 300 s says little of the next; after four of them none of 1,200 s is to be expected.
+    peaks, now = watch(bursts(10, seen) + [50.0] * gap_rounds)
+    assert len(peaks.gaps) == seen - 1
+    assert (awaited_peak(peaks, now, TUNING) > 100.0) is waited
+    assert remembered_peak(peaks, now, TUNING) > 100.0
+
+
+def test_knobs_are_set_for_a_known_burst_only_while_it_lasts() -> None:
+    during, now = watch(bursts(12, 3))
+    assert peak_to_serve(during, now, TUNING) == pytest.approx(200.0, rel=NEARLY)
+    after, now = watch([50.0], peaks=during, begin_s=now + 30)
+    assert recent_peak(after, now, TUNING.recent_peak_window_s) == pytest.approx(200.0, rel=NEARLY)
+    assert peak_to_serve(after, now, TUNING) == pytest.approx(50.0, rel=NEARLY)
+    for without in (Tuning(remember_peaks=False), Tuning(reflex=False)):
+        assert peak_to_serve(after, now, without) == pytest.approx(200.0, rel=NEARLY)
+
+
+def test_a_peak_that_is_no_burst_is_still_served_for_a_while() -> None:
+    peaks, now = watch([*bursts(12, 3), 50.0, 70.0, 50.0])
+    assert peak_to_serve(peaks, now, TUNING) == pytest.approx(70.0, rel=NEARLY)
 
 
 def test_a_burst_seen_before_stays_in_reserve() -> None:

@@ -8,13 +8,24 @@ from hypothesis import strategies as st
 from controller.identification import given_fit
 from controller.knowledge import Learned
 from controller.model import ServiceCurve
-from controller.reflex import Queues, freeze, look_every_s, queue_threshold_s, react, wakes
+from controller.reflex import (
+    Queues,
+    freeze,
+    look_every_s,
+    queue_threshold_s,
+    react,
+    surge_rate,
+    wakes,
+    watch_every_s,
+)
 from controller.state import HOLD, Action, StageGauge, project_all
 from controller.tuning import Tuning
 from tests.controller.situations import allocations, chain, experienced, observation, room
 
 VIEW, TUNING = chain(), Tuning()
 LEARNED = experienced().learned
+BURSTY = replace(LEARNED, peaks=replace(LEARNED.peaks, remembered=170.0, remembered_s=LEARNED.peaks.updated_s))
+"""Knows of bursts to 170 requests per second; the usual are nearly 40."""
 
 
 def gauges(
@@ -188,15 +199,66 @@ def test_the_cpu_of_a_gpu_stage_is_left_for_other_replicas_where_more_of_it_hard
 
 
 def test_once_arrivals_leave_the_usual_shares_are_raised_to_the_remembered_peak_at_once() -> None:
-    seen = replace(LEARNED.peaks, remembered=170.0, remembered_s=LEARNED.peaks.updated_s)
-    knowing = replace(LEARNED, peaks=seen)
     burst = gauges({"infer": 60.0}, arrivals=90.0)
-    assert react(knowing, VIEW, burst, room(), TUNING).on("infer").gpu_milli > 0
-    unknowing = react(knowing, VIEW, burst, room(), replace(TUNING, remember_peaks=False))
-    assert react(knowing, VIEW, burst, room(), TUNING).on("infer").gpu_milli > unknowing.on("infer").gpu_milli
+    assert react(BURSTY, VIEW, burst, room(), TUNING).on("infer").gpu_milli > 0
+    unknowing = react(BURSTY, VIEW, burst, room(), replace(TUNING, remember_peaks=False))
+    assert react(BURSTY, VIEW, burst, room(), TUNING).on("infer").gpu_milli > unknowing.on("infer").gpu_milli
     usual = gauges({"infer": 60.0}, arrivals=42.0)
     without = replace(TUNING, remember_peaks=False)
-    assert react(knowing, VIEW, usual, room(), TUNING) == react(knowing, VIEW, usual, room(), without)
+    assert react(BURSTY, VIEW, usual, room(), TUNING) == react(BURSTY, VIEW, usual, room(), without)
+
+
+def test_a_burst_of_a_known_kind_is_met_before_anything_is_queued() -> None:
+    burst = gauges(arrivals=120.0)
+    assert wakes(BURSTY, VIEW, burst, TUNING)
+    met = react(BURSTY, VIEW, burst, room(), TUNING)
+    assert met == react(BURSTY, VIEW, gauges(arrivals=160.0), room(), TUNING), "at once to all that is held in reserve"
+    assert met.on("infer").gpu_milli > 0
+    for learned, tuning in ((LEARNED, TUNING), (BURSTY, replace(TUNING, remember_peaks=False))):
+        assert not wakes(learned, VIEW, burst, tuning)
+        assert react(learned, VIEW, burst, room(), tuning) == HOLD
+
+
+def test_only_arrivals_where_requests_enter_begin_a_burst() -> None:
+    # What leaves a queue that is worked off arrives at the next stage.
+    flushed = [replace(gauge, arrivals_per_s=40.0 if gauge.name == "pre" else 160.0) for gauge in gauges()]
+    assert not wakes(BURSTY, VIEW, flushed, TUNING)
+
+
+def test_in_a_known_burst_a_gpu_stage_gets_all_the_cpu_that_the_reserve_counts_on() -> None:
+    fit = given_fit(ServiceCurve(0.0, 0.0005, 0.02), uses_gpu=True)
+    queued = gauges({"infer": 300.0}, arrivals=150.0)
+    knowing = replace(BURSTY, fits={**LEARNED.fits, "infer": fit})
+    assert react(knowing, VIEW, queued, room(), TUNING).on("infer").cpu > 0
+    unknowing = replace(LEARNED, fits={**LEARNED.fits, "infer": fit})
+    assert react(unknowing, VIEW, queued, room(), TUNING).on("infer").cpu == 0
+
+
+def test_chance_in_a_short_count_is_no_burst() -> None:
+    usual = 40.0
+    assert surge_rate(BURSTY, 100.0, TUNING) == pytest.approx(TUNING.burst_ratio * usual, rel=0.1)
+    half_a_second = surge_rate(BURSTY, 0.5, TUNING)
+    # Six standard deviations of a count of twenty.
+    assert half_a_second == pytest.approx(usual + 6.0 * math.sqrt(usual / 0.5), rel=0.1)
+    assert surge_rate(LEARNED, 0.5, TUNING) == math.inf
+    assert surge_rate(BURSTY, 0.01, TUNING) == math.inf, "more than any burst that is known"
+
+
+def test_bursts_that_are_no_longer_waited_for_are_not_watched_for() -> None:
+    over = replace(BURSTY.peaks, remembered_s=BURSTY.peaks.updated_s - 7200.0)
+    assert surge_rate(replace(BURSTY, peaks=over), 0.5, TUNING) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("slo_s", "pipelines", "every_s"),
+    [(0.25, 1, 0.1), (0.4, 1, 0.16), (4.0, 1, 0.4), (0.25, 50, 0.25), (0.25, 200, None)],
+)
+def test_arrivals_are_glanced_at_five_times_between_looks_as_far_as_there_is_time_for_it(
+    slo_s: float, pipelines: int, every_s: float | None
+) -> None:
+    found = watch_every_s(BURSTY, chain(slo_s=slo_s), TUNING, pipelines)
+    assert found == (every_s and pytest.approx(every_s))
+    assert watch_every_s(LEARNED, chain(slo_s=slo_s), TUNING, pipelines) is None
 
 
 def test_what_analogues_foresee_is_raised_to_before_any_queue_is_there() -> None:

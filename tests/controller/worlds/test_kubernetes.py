@@ -73,6 +73,23 @@ async def test_a_window_adds_up_what_all_pods_of_a_stage_export(stages: Stages, 
     assert mine.held == {"detect": 2}
 
 
+async def test_a_glance_asks_only_the_pods_where_requests_enter_and_a_look_soon_afterwards_all_of_them(
+    stages: Stages, opened: Opened
+) -> None:
+    node = await stages.node()
+    (entry,) = await stages.stage("detect", GPU, node=node)
+    (behind,) = await stages.stage("store", {"after": "detect"}, node=node)
+    entry.rate_per_s, behind.rate_per_s = 30.0, 90.0
+    await ready(opened, stages.key(), 2)
+    await asyncio.sleep(0.6)
+    entered, others = entry.asked, behind.asked
+    assert await opened.world.entering(stages.key(), 0.5) == pytest.approx(30.0, rel=0.2)
+    assert (entry.asked, behind.asked) == (entered + 1, others)
+    await asyncio.sleep(0.1)
+    await opened.world.gauges(stages.key(), 0.5)
+    assert (entry.asked, behind.asked) == (entered + 2, others + 1)
+
+
 async def test_a_scale_subresource_takes_replicas_and_nothing_else_of_the_deployment_changes(
     stages: Stages, opened: Opened
 ) -> None:

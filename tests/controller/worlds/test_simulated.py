@@ -58,6 +58,16 @@ async def test_a_round_as_the_controller_runs_it() -> None:
     assert [gauge.name for gauge in await one.gauges(KEY, 2.0)] == ["pre", "inf"]
 
 
+async def test_what_enters_is_counted_to_the_request() -> None:
+    one = world()
+    await one.clock.sleep(30)
+    arrivals = one.plants[KEY].engine.requests.arrivals
+    young = sum(29.4 < at <= 30.0 for at in arrivals)
+    assert await one.entering(KEY, 0.6) == pytest.approx(young / 0.6)
+    first, _ = await one.gauges(KEY, 0.6)
+    assert first.arrivals_per_s == pytest.approx(young / 0.6)
+
+
 async def test_sleepers_wake_in_the_order_of_their_times() -> None:
     one = world()
     woken: list[tuple[str, float]] = []
@@ -167,7 +177,13 @@ async def test_stale_metrics_before_anything_was_seen_are_no_metrics() -> None:
 async def test_an_unknown_pipeline_is_not_found() -> None:
     one = world()
     wanted: dict[str, Allocation] = {}
-    for call in (one.observe("a/b", 15), one.gauges("a/b", 2.0), one.room("a/b"), one.apply("a/b", wanted, reason="")):
+    for call in (
+        one.observe("a/b", 15),
+        one.gauges("a/b", 2.0),
+        one.entering("a/b", 2.0),
+        one.room("a/b"),
+        one.apply("a/b", wanted, reason=""),
+    ):
         with pytest.raises(NotFound, match="pipeline a/b does not exist"):
             await call
 
