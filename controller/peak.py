@@ -30,6 +30,8 @@ _ALIVE_FROM: Final = 0.5
 _GAPS_KEPT: Final = 8
 _USUAL_ROUNDS: Final = 5
 _MOVED: Final = 1.3
+_STARTS_S: Final = 180.0
+"""A replica with a GPU takes 30 to 440 s to start."""
 _RISE_SIGNIFICANCE: Final = 3.0
 _GAPS_WAITED: Final = 3.0
 _LONGER_BY_CHANCE: Final = 0.1
@@ -164,10 +166,17 @@ def expected_rate(peaks: Peaks) -> float:
     return usual + (_USUAL_ROUNDS // 2 + 1) * (rises[1] + rises[2]) / 2
 
 
-def _moving(peaks: Peaks) -> bool:
-    """The load of the last quarter of an hour has risen for good: what was enough at its beginning says nothing of now."""
-    first = sorted(value for _, value in peaks.recent[:_USUAL_ROUNDS])
-    return len(first) == _USUAL_ROUNDS and usual_rate(peaks) > _MOVED * first[len(first) // 2]
+def _risen(peaks: Peaks, tuning: Tuning) -> float:
+    """Where the load of the last quarter of an hour has risen for good: the usual rate as it will be, at that pace, by the time that a
+    replica added now has started. What was enough at its beginning says nothing of then. 0 where it has not."""
+    first, usual = peaks.recent[:_USUAL_ROUNDS], usual_rate(peaks)
+    before = sorted(value for _, value in first)[len(first) // 2] if first else 0.0
+    if len(first) < _USUAL_ROUNDS or usual <= _MOVED * before:
+        return 0.0
+    elapsed_s = peaks.recent[-1][0] - first[-1][0]
+    # What was taken off for chance belongs to the rate.
+    chance = _CHANCE_IN_RATES * math.sqrt(usual / tuning.window_s)
+    return usual + chance + (usual - before) / max(elapsed_s, _STARTS_S) * _STARTS_S
 
 
 def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
@@ -192,12 +201,15 @@ def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
     15 minutes takes the place of the remembered one.
     """
     peak = awaited_peak(peaks, now, tuning) if tuning.remember_peaks else recent_peak(peaks, now, _HISTORY_S)
-    wary = kept_rate(peaks, now, tuning) if _moving(peaks) else 0.0
+    wary = tuning.uncovered_factor * _risen(peaks, tuning) if _watched_s(peaks, now) < tuning.covered_after_s else 0.0
     return max(wary, tuning.covered_factor * expected_rate(peaks), tuning.remembered_factor * peak)
 
 
 def kept_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
     """What replicas that are there are kept for until memory covers the pattern: 3 · current rate; 0 afterwards. None are added
     for it at a steady load."""
-    watched = now - peaks.first_s if peaks.first_s is not None else 0.0
-    return tuning.uncovered_factor * usual_rate(peaks) if watched < tuning.covered_after_s else 0.0
+    return tuning.uncovered_factor * usual_rate(peaks) if _watched_s(peaks, now) < tuning.covered_after_s else 0.0
+
+
+def _watched_s(peaks: Peaks, now: float) -> float:
+    return now - peaks.first_s if peaks.first_s is not None else 0.0

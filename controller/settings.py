@@ -60,7 +60,8 @@ class Settings:
     well. Two of them are remembered."""
     reflex_interval_s: Annotated[float, Meta(ge=0.25, le=60)] = 0.5
     """How often the reflex looks at a pipeline's queues at most, seconds. It looks every two SLOs, at least every 2 s; where a process has
-    more than 100 pipelines less often, from 1,000 on every 5 s."""
+    more than 100 pipelines less often, from 1,000 on every 5 s. Arrivals of a pipeline that is known to burst are counted five times
+    between two looks."""
     memory_capacity: Annotated[int, Meta(ge=100, le=1_000_000)] = 2_000
     """Experiences kept per pipeline; a frontier point is never forgotten. Each takes about 3 kB in Redis and as much in this process; what
     is beyond a lowered number is forgotten at the start."""
