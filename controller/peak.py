@@ -79,6 +79,7 @@ def record(peaks: Peaks, rate: float, peak: float, now: float, tuning: Tuning) -
         return peaks
     # What chance adds to the highest of several windows is no peak: the model knows of Poisson arrivals.
     peak = max(
+        0.0,
         rate - _CHANCE_IN_RATES * math.sqrt(rate / tuning.window_s),
         peak - _CHANCE_IN_PEAKS * math.sqrt(rate / _PEAK_WINDOW_S),
     )

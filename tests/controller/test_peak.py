@@ -112,9 +112,15 @@ def test_until_memory_covers_the_pattern_more_of_what_is_there_is_kept() -> None
         assert reserve_rate(peaks, at, TUNING) == pytest.approx(TUNING.covered_factor * 50.0, rel=NEARLY)
 
 
-def test_while_the_load_moves_what_may_come_is_added_for() -> None:
+def test_while_the_load_moves_what_may_come_by_the_time_a_replica_has_started_is_added_for() -> None:
+    # By 30 in the nine rounds since the first five; a replica takes three minutes.
     risen, now = watch([30.0] * 6 + [60.0] * 8)
-    assert reserve_rate(risen, now, TUNING) == pytest.approx(TUNING.uncovered_factor * 60.0, rel=NEARLY)
+    then = 60.0 + 30.0 / 270.0 * 180.0
+    assert reserve_rate(risen, now, TUNING) == pytest.approx(TUNING.uncovered_factor * then, rel=NEARLY)
+    level, now = watch([50.0] * 6 + [60.0] * 8)
+    assert reserve_rate(level, now, TUNING) == pytest.approx(TUNING.covered_factor * 60.0, rel=NEARLY)
+    known, now = watch([30.0] * 20 + [60.0] * 8)
+    assert reserve_rate(known, now, TUNING) < TUNING.uncovered_factor * 60.0, "after that memory covers the pattern"
 
 
 def test_bursts_that_are_long_overdue_are_remembered_but_not_waited_for() -> None:
