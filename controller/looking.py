@@ -37,17 +37,19 @@ class Looks:
     async def next(self, view: PipelineView, knowledge: Knowledge | None, latest_s: float) -> None:
         """Sleep until it is time for one, at the latest until ``latest_s``, the world's time.
 
-        Arrivals at a pipeline that memory knows to burst are glanced at on the way; none where nothing would come of it.
+        Arrivals at a pipeline that memory knows to burst are glanced at on the way, but not while a burst goes on, nor where nothing
+        would come of it.
         """
         clock, every_s = self._world.clock, self.every_s(view)
         due_s = min(clock.now() + every_s, latest_s)
         if knowledge is not None and view.mode == "auto" and self._tuning.reflex:
             step_s = watch_every_s(knowledge.learned, view, self._tuning, self._pipelines())
             least = surge_rate(knowledge.learned, every_s, self._tuning)
-            while step_s is not None and due_s - clock.now() > step_s + SAME_MOMENT_S:
-                await clock.sleep(step_s)
-                if await self._entering(every_s) > least:
-                    return
+            if step_s is not None and await self._entering(every_s) <= least:
+                while due_s - clock.now() > step_s + SAME_MOMENT_S:
+                    await clock.sleep(step_s)
+                    if await self._entering(every_s) > least:
+                        return
         await clock.sleep(due_s - clock.now())
 
     async def _entering(self, over_s: float) -> float:

@@ -108,10 +108,10 @@ def run_trial(
 
 def _next_look(plant: Plant, learned: Learned, to: float, every_s: float, tuning: Tuning) -> float:
     """``to``, or the moment before at which a glance at the arrivals finds a known burst. Nothing else comes of a glance."""
-    step_s = watch_every_s(learned, plant.view, tuning)
-    if step_s is None:
+    step_s, least = watch_every_s(learned, plant.view, tuning), surge_rate(learned, every_s, tuning)
+    if step_s is None or plant.entering_per_s(every_s) > least:
         return to
-    least, at = surge_rate(learned, every_s, tuning), plant.now + step_s
+    at = plant.now + step_s
     while at < to - SAME_MOMENT_S and plant.entering_per_s(every_s, at) <= least:
         at += step_s
     return min(at, to)

@@ -60,6 +60,11 @@ async def test_it_looks_at_the_first_glance_that_finds_a_burst_of_a_known_kind()
     assert await looked_at(world(bursting), knowing()) == pytest.approx(30.6)
 
 
+async def test_a_burst_that_goes_on_is_looked_at_as_usual() -> None:
+    long = np.concatenate([STEADY, BURST - 5.0])
+    assert await looked_at(world(long), knowing()) == pytest.approx(31.0)
+
+
 @pytest.mark.parametrize(
     ("knowledge", "mode", "tuning"),
     [
