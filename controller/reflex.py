@@ -51,7 +51,7 @@ _NOTHING: Final[Mapping[str, float]] = {}
 _NOTICEABLE: Final = 1.1
 """By what factor its CPU must raise what a GPU stage can serve for the reflex to raise it."""
 _SURGE_SIGNIFICANCE: Final = 6.0
-"""By how many standard deviations of a Poisson count arrivals must exceed the usual. With 4.5 chance alone costs a per cent or two."""
+"""By how many standard deviations of a Poisson count arrivals must exceed the usual. With 4.5 runs cost up to three per cent more."""
 _WATCHES_PER_LOOK: Final = 5.0
 SAME_MOMENT_S: Final = 1e-6
 """A glance so shortly before a look is the look."""
