@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tests.e2e.cluster.certificates import Authority, KeyPair, write_kubeconfig, write_signing_key
-from tests.e2e.cluster.control_plane import SERVICE_ADDRESS, SERVICE_NETWORK, apiserver_flags
+from tests.e2e.cluster.control_plane import apiserver_flags
+from tests.e2e.cluster.network import SERVICE_ADDRESS, SERVICE_NETWORK
 
 PORT = 6443
 _ETCD_URL = "https://127.0.0.1:2379"

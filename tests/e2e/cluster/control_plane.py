@@ -15,11 +15,10 @@ from typing import Self
 from tests.e2e.cluster import binaries
 from tests.e2e.cluster.certificates import Authority, KeyPair, write_kubeconfig, write_signing_key
 from tests.e2e.cluster.errors import ClusterError, Unavailable
+from tests.e2e.cluster.network import SERVICE_ADDRESS, SERVICE_NETWORK
 from tests.e2e.cluster.probes import answers_200, wait_until
 from tests.e2e.cluster.processes import Identity, ProcessTable, bound
 
-SERVICE_NETWORK = "10.96.0.0/16"
-SERVICE_ADDRESS = "10.96.0.1"
 _LOOPBACK = "127.0.0.1"
 # Below the range that Linux takes for outgoing connections, so that a stopped server finds its port free again.
 _PORTS = range(20_000, 32_000)
