@@ -34,20 +34,23 @@ class Analogues:
     growths: tuple[float, ...] = ()
 
 
-def signature(peaks: Peaks, rate: float, slope: float, now: float) -> tuple[float, float, float]:
-    """What a moment looks like, each part in about [0, 1].
+def signature(peaks: Peaks, rate: float, slope: float, now: float) -> tuple[float, float, float] | None:
+    """What a moment looks like, each part in about [0, 1]; None where it resembles nothing.
 
-    Rate against the slow mean, relative slope, and how much of the usual gap between bursts has passed.
+    Rate against the slow mean, relative slope, and how much of the usual gap between bursts has passed. A rate four times the mean or
+    more, or a quarter of it, is off the scale: a load that has just begun, and has no mean yet, would resemble whatever else is.
     """
     highest = max(rate, peaks.recent[-1][1] if peaks.recent else 0.0)
     level = math.log2(max(highest, 1e-3) / max(peaks.base, 1e-3)) / 4.0 + 0.5
+    if not 0.0 < level < 1.0:
+        return None
     tilt = 0.5 + 10.0 * slope / max(rate, 1e-3)
     phase = 0.0
     if peaks.gaps and peaks.burst_s is not None:
         gap = float(np.median(peaks.gaps))
         phase = (now - peaks.burst_s) / max(gap, 1.0)
     # Rounded, because some hundred of them are stored every round.
-    return round(_bounded(level), 3), round(_bounded(tilt), 3), round(min(2.0, phase), 3)
+    return round(level, 3), round(_bounded(tilt), 3), round(min(2.0, phase), 3)
 
 
 def _regularity(peaks: Peaks) -> float:
@@ -65,7 +68,7 @@ def _bounded(value: float) -> float:
 def remember(
     analogues: Analogues, peaks: Peaks, rate: float, slope: float, peak: float, now: float, ahead_s: float
 ) -> Analogues:
-    """Append this moment, and tell the moments of the last two minutes how far arrivals have grown since.
+    """Append this moment if it may resemble others, and tell the moments of the last two minutes how far arrivals have grown since.
 
     ``peak`` is the round's peak without what chance adds to it: ``peaks.recent`` has it.
     """
@@ -75,10 +78,13 @@ def remember(
         max(growth, round(peak / then, 3)) if 0 < now - at <= ahead_s else growth
         for at, then, growth in zip(analogues.times_s, analogues.rates, analogues.growths, strict=True)
     )
+    here = signature(peaks, rate, slope, now)
+    if here is None:
+        return replace(analogues, growths=growths)
     return replace(
         analogues,
         times_s=(*analogues.times_s, now)[-_KEPT:],
-        signatures=(*analogues.signatures, signature(peaks, rate, slope, now))[-_KEPT:],
+        signatures=(*analogues.signatures, here)[-_KEPT:],
         rates=(*analogues.rates, round(max(rate, 1e-3), 3))[-_KEPT:],
         growths=(*growths, 1.0)[-_KEPT:],
     )
@@ -90,13 +96,13 @@ def expected_growth(analogues: Analogues, peaks: Peaks, rate: float, slope: floa
     Moments younger than two minutes have no outcome yet and do not count.
     """
     done = sum(now - at > ahead_s for at in analogues.times_s)
-    if done < 2 or not rate > 0:
+    here = signature(peaks, rate, slope, now) if done >= 2 and rate > 0 else None
+    if here is None:
         return 1.0
     past = np.array(analogues.signatures[:done])
     growth = np.array(analogues.growths[:done])
-    here = np.array(signature(peaks, rate, slope, now))
     scale = np.array([1.0, 1.0, _regularity(peaks)]) / np.array(_BANDWIDTHS)
-    weight = np.exp(-0.5 * (((past - here) * scale) ** 2).sum(axis=1))
+    weight = np.exp(-0.5 * (((past - np.array(here)) * scale) ** 2).sum(axis=1))
     if weight.sum() < _SUPPORT_LEAST:
         return 1.0
     order = np.argsort(-growth)

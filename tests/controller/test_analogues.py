@@ -59,5 +59,15 @@ def test_the_past_is_bounded() -> None:
     assert len(analogues.times_s) == len(analogues.signatures) == len(analogues.rates) == len(analogues.growths) == 512
 
 
+def test_the_beginning_of_a_load_resembles_nothing() -> None:
+    # From nothing to 5 requests a second, and on to 20: no mean is known yet, and what has grown once does not grow on and on.
+    analogues, peaks, now, rate = Analogues(), Peaks(), 0.0, 0.0
+    for number in range(60):
+        now, rate = 5.0 * number, [0.0, 0.0, 1.5][number] if number < 3 else min(20.0, 5.0 + 1.2 * max(0, number - 5))
+        peaks = record(peaks, rate, rate, now, TUNING)
+        assert expected_growth(analogues, peaks, rate, 1.0, now, AHEAD_S) == 1.0, number
+        analogues = remember(analogues, peaks, rate, 1.0, peaks.recent[-1][1], now, AHEAD_S)
+
+
 def test_a_rate_that_is_none_is_not_remembered() -> None:
     assert remember(Analogues(), Peaks(), math.nan, 0.0, 0.0, 30.0, AHEAD_S) == Analogues()

@@ -24,12 +24,12 @@ from tests.e2e.stages import give_gpus
 from tests.e2e.timeline import timeline
 
 SLO_S = 0.5
-# From 5 to 20 requests a second in 48 s, then 20 for as long as what was added needs to pay off. What the stages start with
+# From 5 to 20 requests a second in a minute, then 20 for as long as what was added needs to pay off. What the stages start with
 # serves about 15. With the cluster itself, all three take little more than one core.
 _STEPS = 15
-RAMP = "".join(f"{12 + 3.2 * step:g} {5 + step}\n" for step in range(1, _STEPS + 1))
-RAMP = f"0 5\n{RAMP}70 5\n76 0\n"
-RAMP_S = 78.0
+RAMP = "".join(f"{12 + 4 * step} {5 + step}\n" for step in range(1, _STEPS + 1))
+RAMP = f"0 5\n{RAMP}82 5\n88 0\n"
+RAMP_S = 90.0
 GPU_RATE_MAX = "0.5"
 """Serves 20 requests a second at the most: a second replica is indispensable, the slowest of the knobs."""
 CPU_MAX = "300m"
