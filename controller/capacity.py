@@ -43,6 +43,8 @@ def misfit(view: PipelineView, allocations: Mapping[str, Allocation], action: Ac
     Releases happen first, then replicas that stay are resized where they are, then new replicas go wherever there is most room,
     the largest first. What is wished but was never placed (held nowhere) takes no room here.
     """
+    if not any(delta.is_up for delta in action.deltas):
+        return None
     nodes = _copy(room)
     changed = [
         (stage, allocations[stage.name], action.on(stage.name)) for stage in view.stages if stage.name in allocations

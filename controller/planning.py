@@ -113,9 +113,9 @@ def _options(model: PipelineModel, stage: StageModel) -> _Options:
     # What is there already is not measured against the room again.
     held = now.gpu_rate.milli if now.gpu_rate else 1000
     fits, lacking = np.ones((len(replicas), len(rates)), dtype=bool), model.shortfalls(stage, replicas, rates)
-    for row, count in enumerate(replicas if now.gpu_rate else ()):
-        kept = held if count <= now.replicas else 0
-        fits[row] = [share <= max(stage.highest_milli(count, share), kept) for share in rates]
+    if now.gpu_rate:
+        kept = np.where(np.array(replicas) <= now.replicas, held, 0)
+        fits = np.array(rates) <= np.maximum(stage.highest_milli(replicas, rates), kept[:, None])
     reach_cpu = np.array([max(stage.highest_cpu(count), now.cpu if count <= now.replicas else 0) for count in replicas])
     rows, columns = counts - replicas[0], np.searchsorted(rates, shares)
     possible, lack = (cores <= reach_cpu[rows]) & fits[rows, columns], lacking[rows, columns]
@@ -219,7 +219,7 @@ def _bridge(
             if forecast.p99_s <= limit_s and forecast.utilisations[name] <= model.tuning.utilisation_limit:
                 break
             if target.gpu_rate:
-                most = stage.highest_milli(standing, now.gpu_rate.milli if now.gpu_rate else 1)
+                most = int(stage.highest_milli([standing], [now.gpu_rate.milli if now.gpu_rate else 1])[0, 0])
                 if target.gpu_rate.milli >= most:
                     break
                 target = replace(target, gpu_rate=GpuRate(min(most, target.gpu_rate.milli + GPU_STEP_MILLI)))

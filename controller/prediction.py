@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from controller.analogues import GROWTH_LEAST
 from controller.batches import batch_sojourn
@@ -14,7 +16,7 @@ from controller.cost import effective_cost
 from controller.decision import Situation
 from controller.identification import StageFit, fitted_curve, service_time_error
 from controller.knowledge import Knowledge
-from controller.model import Array, StageLoad, capacity_per_s, pipeline_p99_s, sojourn, utilisation
+from controller.model import Array, ServiceCurve, StageLoad, capacity_per_s, pipeline_p99_s, sojourn, utilisation
 from controller.peak import kept_rate, peak_to_serve, reserve_rate
 from controller.state import LOWEST_GPU_MILLI, Allocation, ClusterRoom, PipelineView, StageObservation, StageView
 from controller.tuning import Tuning
@@ -26,6 +28,11 @@ _CORRECTIONS = (0.75, 2.0)
 """Bounds of the correction: optimism is believed less than pessimism."""
 REPLICAS_AHEAD = 6
 """Replicas beyond the present ones that a plan looks at; the next round looks further."""
+
+
+_Standing = tuple[int, float, float]
+"""Replicas that serve, cores and GPU share of each."""
+_NONE_STANDS: Final[_Standing] = (0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +63,22 @@ class StageModel:
     """What replicas are granted while more is wished for and not to be had, thousandths; no share beyond it is believed in."""
     most_replicas: int | None = None
     """What there are, ready and starting, while more are wished for and not to be had; no more are believed in."""
+    curve: ServiceCurve = field(init=False, compare=False, repr=False)
+    """As fitted."""
     _reaches: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
+    _standings: dict[int, list[_Standing]] = field(default_factory=dict, compare=False, repr=False)
     _paces: dict[tuple[float, float, float], float] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out before: a plan asks for the same allocations many times."""
 
-    def highest_milli(self, replicas: int, share_milli: int) -> int:
-        """Highest GPU share the cards would allow so many replicas that were placed at a share; thousandths, 0 where they do not fit."""
-        reach = self._reaches.get(share_milli)
-        if reach is None:
-            reach = highest_rate(self.room, self.view, self.allocation, self._counts, share_milli)
-            self._reaches[share_milli] = reach
-        return reach[min(replicas, len(reach)) - 1]
+    def __post_init__(self) -> None:
+        """Work the curve out once."""
+        object.__setattr__(self, "curve", fitted_curve(self.fit))
+
+    def highest_milli(self, replicas: Sequence[int], shares_milli: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Highest GPU share the cards would allow so many replicas (rows) that were placed at a share (columns); thousandths, 0 where
+        they do not fit."""
+        reach = np.array([self._highest_milli(share) for share in shares_milli])
+        return np.asarray(reach[:, np.minimum(replicas, reach.shape[1]) - 1].T)
 
     def highest_cpu(self, replicas: int) -> int:
         """Highest CPU in millicores the nodes would allow so many replicas."""
@@ -75,17 +87,18 @@ class StageModel:
             reach = self._reaches[0] = highest_cpu(self.room, self.view, self.allocation, self._counts)
         return reach[min(replicas, len(reach)) - 1]
 
+    def _highest_milli(self, share_milli: int) -> list[int]:
+        """By the number of replicas, from 1 on."""
+        reach = self._reaches.get(share_milli)
+        if reach is None:
+            reach = highest_rate(self.room, self.view, self.allocation, self._counts, share_milli)
+            self._reaches[share_milli] = reach
+        return reach
+
     @property
     def _counts(self) -> range:
-        return range(
-            1,
-            max(
-                1,
-                min(self.view.limits.replicas_max, self.allocation.replicas + REPLICAS_AHEAD),
-                self.allocation.replicas,
-            )
-            + 1,
-        )
+        limits, now = self.view.limits, self.allocation.replicas
+        return range(1, max(1, limits.replicas_min, min(limits.replicas_max, now + REPLICAS_AHEAD), now) + 1)
 
     def load(self, arrivals_per_s: float) -> StageLoad:
         """The stage's load if so many requests per second enter the pipeline."""
@@ -95,7 +108,7 @@ class StageModel:
         self, arrivals_per_s: float, servers: Array | float, cores: Array | float, rate: Array | float, caution: float
     ) -> tuple[Array, Array, Array]:
         """Mean (s), variance (s²) and utilisation at full batches, the service ``caution`` standard deviations of its fit longer."""
-        load, curve = self.load(arrivals_per_s), fitted_curve(self.fit)
+        load, curve = self.load(arrivals_per_s), self.curve
         if self.most_replicas is not None:
             servers = np.minimum(servers, max(self.most_replicas, 0.5))
         if self.most_milli is not None:
@@ -110,7 +123,7 @@ class StageModel:
 
     def capacity_per_s(self, servers: float, cores: float, rate: float) -> float:
         """What so many replicas can serve with full batches, requests per second at this stage."""
-        return capacity_per_s(fitted_curve(self.fit), servers, cores, rate)
+        return capacity_per_s(self.curve, servers, cores, rate)
 
     def reachable_per_s(self, replicas: int, share_milli: int | None = None, caution: float = 0.0) -> float:
         """Σ over replicas of μ at the highest knobs that limits and room allow, requests per second at this stage.
@@ -125,32 +138,52 @@ class StageModel:
 
     def reachable_grid(self, replicas: Sequence[int], shares_milli: Sequence[int], caution: float) -> Array:
         """The same for every number of replicas (rows) at every share (columns)."""
-        standing = np.array([self._standing(count, share) for count in replicas for share in shares_milli])
-        serving, cores, rate = standing.reshape(len(replicas), len(shares_milli), 3).transpose(2, 0, 1)
-        curve = fitted_curve(self.fit)
+        found = np.array([self._standings_at(share) for share in shares_milli])
+        wanted = np.array(replicas) if self.most_replicas is None else np.minimum(replicas, self.most_replicas)
+        serving, cores, rate = found[:, np.clip(wanted, 1, found.shape[1]) - 1].transpose(2, 1, 0)
+        serving = np.where(wanted[:, None] < 1, 0.0, serving)
         longer = 1.0 + caution * service_time_error(self.fit, cores, rate) if caution else 1.0
-        return np.asarray(serving / curve.service_s(cores, rate, curve.batch_max) / longer)
+        return np.asarray(serving / self.curve.service_s(cores, rate, self.curve.batch_max) / longer)
 
-    def _standing(self, replicas: int, share_milli: int | None) -> tuple[int, float, float]:
+    def _standing(self, replicas: int, share_milli: int | None) -> _Standing:
         """How many of so many replicas would serve, and the highest cores and share of each."""
-        allocation = self.allocation
+        share = share_milli or 0
+        if self.view.uses_gpu and share_milli is None:
+            share = self.allocation.gpu_rate.milli if self.allocation.gpu_rate else 1000
         if self.most_replicas is not None:
             replicas = min(replicas, self.most_replicas)
-        own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
-        placed = own if share_milli is None else share_milli
-        # Replicas that no card holds wait and serve nothing. What is there already is not measured against the room again.
-        there = min(replicas, allocation.replicas)
-        while self.view.uses_gpu and replicas > there and self.highest_milli(replicas, placed) < placed:
-            replicas -= 1
         if replicas < 1:
-            return 0, 1.0, 1.0
-        cores = max(self.highest_cpu(replicas), allocation.cpu if replicas <= there else 1) / 1000
-        rate = 1.0
-        if self.view.uses_gpu:
-            rate = max(self.highest_milli(replicas, placed), min(own, placed) if replicas <= there else 1) / 1000
-            if self.most_milli is not None:
-                rate = min(rate, self.most_milli / 1000)
-        return replicas, cores, rate
+            return _NONE_STANDS
+        known = self._standings_at(share)
+        return known[min(replicas, len(known)) - 1]
+
+    def _standings_at(self, share_milli: int) -> list[_Standing]:
+        """The same by the number of replicas, from 1 on, placed at a share; of a stage without a GPU any."""
+        known = self._standings.get(share_milli)
+        if known is None:
+            known = self._standings[share_milli] = self._all_standing(share_milli)
+        return known
+
+    def _all_standing(self, share: int) -> list[_Standing]:
+        """The same by the number of replicas, from 1 on, placed at a share; thousandths, of a stage without a GPU any."""
+        allocation, uses_gpu = self.allocation, self.view.uses_gpu
+        own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
+        reach = self._highest_milli(share) if uses_gpu else None
+        found: list[_Standing] = []
+        for count in self._counts:
+            # What is there already is not measured against the room again.
+            there = count <= allocation.replicas
+            milli = 1000
+            if reach is not None:
+                milli = max(reach[count - 1], min(own, share) if there else 1)
+                if not there and reach[count - 1] < share:
+                    # Replicas that no card holds wait and serve nothing.
+                    found.append(found[-1] if found else _NONE_STANDS)
+                    continue
+                if self.most_milli is not None:
+                    milli = min(milli, self.most_milli)
+            found.append((count, max(self.highest_cpu(count), allocation.cpu if there else 1) / 1000, milli / 1000))
+        return found
 
     def _pace(self, cores: float, rate: float, caution: float) -> float:
         """What one replica can serve with full batches, ``caution`` standard deviations below the mean; requests per second."""
@@ -181,6 +214,7 @@ class PipelineModel:
     _known: dict[tuple[str, float, int, int, float, float], tuple[float, float, float]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    _forecasts: dict[tuple[Any, ...], Forecast] = field(default_factory=dict, compare=False, repr=False)
     _lacking: dict[tuple[str, int, int], float] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out before: a menu asks for the same stage at the same allocation many times."""
 
@@ -255,6 +289,22 @@ class PipelineModel:
         """
         arrivals = self.arrivals_per_s if arrivals_per_s is None else arrivals_per_s
         careful = self.tuning.caution if caution is None else caution
+        servers = {name: each.replicas for name, each in allocations.items()}
+        if only_ready:
+            servers |= {name: min(servers[name], each.ready) for name, each in self.stages.items() if name in servers}
+        key = (tuple(allocations.items()), tuple(servers.values()), arrivals, backlog, careful)
+        if key not in self._forecasts:
+            self._forecasts[key] = self._forecast(allocations, servers, arrivals, backlog, careful)
+        return self._forecasts[key]
+
+    def _forecast(
+        self,
+        allocations: Mapping[str, Allocation],
+        servers: Mapping[str, int],
+        arrivals: float,
+        backlog: bool,
+        careful: float,
+    ) -> Forecast:
         sojourns: dict[str, tuple[float, float]] = {}
         busy: dict[str, float] = {}
         shortfall = 0.0
@@ -264,9 +314,8 @@ class PipelineModel:
             if model is None or allocation is None:
                 sojourns[stage.name] = (0.0, 0.0)
                 continue
-            servers = min(allocation.replicas, model.ready) if only_ready else allocation.replicas
             extra = model.backlog / self.round_s / model.visits if backlog else 0.0
-            mean, variance, used = self._at(model, arrivals + extra, servers, allocation, careful)
+            mean, variance, used = self._at(model, arrivals + extra, servers[stage.name], allocation, careful)
             sojourns[stage.name] = mean, variance
             busy[stage.name] = used
             shortfall = max(shortfall, self.shortfall(model, allocation))
