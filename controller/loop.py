@@ -356,13 +356,16 @@ class PipelineLoop:
 
     async def _reacting_until(self, answer: Coroutine[Any, Any, Proposal], view: PipelineView) -> Proposal:
         """Wait for a model, and let the reflex go on as long as the world's time does."""
-        clock, every_s = self._world.clock, self._looks.every_s(view)
+        clock = self._world.clock
         task, looked_at = asyncio.create_task(answer, name=f"model {self.key}"), clock.now()
         try:
-            while not (await asyncio.wait({task}, timeout=every_s))[0]:
-                if clock.now() - looked_at >= every_s:
+            watch = await self._looks.watch(view, self._knowledge)
+            while not (await asyncio.wait({task}, timeout=watch.step_s))[0]:
+                waited_s = clock.now() - looked_at
+                if waited_s >= watch.every_s or (waited_s > 0 and await self._looks.begins(watch)):
                     looked_at = clock.now()
                     await self.reflex(view)
+                    watch = await self._looks.watch(view, self._knowledge)
         finally:
             task.cancel()
         return task.result()

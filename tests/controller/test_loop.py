@@ -13,6 +13,7 @@ from controller.knowledge import Knowledge
 from controller.llm.client import ModelClient
 from controller.llm.policy import LlmPolicy
 from controller.llm.settings import ModelSettings
+from controller.looking import Looks, Watch
 from controller.loop import PipelineLoop
 from controller.memory.keys import Keys
 from controller.memory.mirror import MirroredMemory
@@ -250,10 +251,11 @@ async def test_a_models_reply_counts_where_nothing_has_moved(store: Store) -> No
     )
 
 
-async def test_the_reflex_goes_on_while_a_model_thinks(store: Store) -> None:
-    world = simulated()
-    thinking = False
-    looked: list[bool] = []
+async def looks_while_thinking(
+    store: Store, tuning: Tuning, looks: Callable[[SimulatedWorld], Looks] | None = None
+) -> list[bool]:
+    """Runs until a model has decided once; for each look of the reflex, whether the model was thinking."""
+    world, thinking, looked = simulated(), False, []
 
     async def think() -> None:
         nonlocal thinking
@@ -268,10 +270,31 @@ async def test_the_reflex_goes_on_while_a_model_thinks(store: Store) -> None:
             return await super().reflex(view)
 
     model, watcher = Slow(think), Rounds()
-    tuning = Tuning(prices=setup().prices, reflex_interval_s=0.5, probing=False)
+    tuning = replace(tuning, prices=setup().prices, probing=False)
     loop = Loop(KEY, world, MirroredMemory(store), tuning, model=model, watcher=watcher)
+    if looks is not None:
+        loop._looks = looks(world)
     await loop.run(lambda: bool(watcher.reports))
     await world.clock.aclose()
     await model.close()
+    return looked
+
+
+async def test_the_reflex_goes_on_while_a_model_thinks(store: Store) -> None:
+    looked = await looks_while_thinking(store, Tuning(reflex_interval_s=0.5))
     assert looked.count(True) >= 1
     assert looked.count(False) >= 10
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_a_known_burst_that_begins_while_a_model_thinks_is_met(store: Store, begins: bool) -> None:
+    class Glances(Looks):
+        async def watch(self, view: PipelineView, knowledge: Knowledge | None) -> Watch:
+            return Watch(10.0, 0.1, 1.0)
+
+        async def begins(self, watch: Watch) -> bool:
+            return begins
+
+    # No look is due before the model has answered.
+    looked = await looks_while_thinking(store, Tuning(), lambda world: Glances(KEY, world, Tuning(), lambda: 1))
+    assert any(looked) == begins
