@@ -158,25 +158,25 @@ class StageModel:
         return known[min(replicas, len(known)) - 1]
 
     def _standings_at(self, share_milli: int) -> list[_Standing]:
-        """The same by the number of replicas, from 1 on, placed at a share; of a stage without a GPU any."""
+        """The same by the number of replicas, from 1 on, placed at a share, thousandths; of a stage without a GPU any."""
         known = self._standings.get(share_milli)
         if known is None:
             known = self._standings[share_milli] = self._all_standing(share_milli)
         return known
 
-    def _all_standing(self, share: int) -> list[_Standing]:
-        """The same by the number of replicas, from 1 on, placed at a share; thousandths, of a stage without a GPU any."""
+    def _all_standing(self, share_milli: int) -> list[_Standing]:
+        """Work that out."""
         allocation, uses_gpu = self.allocation, self.view.uses_gpu
         own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
-        reach = self._highest_milli(share) if uses_gpu else None
+        reach = self._highest_milli(share_milli) if uses_gpu else None
         found: list[_Standing] = []
         for count in self._counts:
             # What is there already is not measured against the room again.
             there = count <= allocation.replicas
             milli = 1000
             if reach is not None:
-                milli = max(reach[count - 1], min(own, share) if there else 1)
-                if not there and reach[count - 1] < share:
+                milli = max(reach[count - 1], min(own, share_milli) if there else 1)
+                if not there and reach[count - 1] < share_milli:
                     # Replicas that no card holds wait and serve nothing.
                     found.append(found[-1] if found else _NONE_STANDS)
                     continue
