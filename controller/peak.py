@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import fmean, pstdev
 from typing import Final
 
 from controller.tuning import Tuning
@@ -34,7 +35,10 @@ _STARTS_S: Final = 180.0
 """A replica with a GPU takes 30 to 440 s to start."""
 _RISE_SIGNIFICANCE: Final = 3.0
 _GAPS_WAITED: Final = 3.0
-_LONGER_BY_CHANCE: Final = 0.1
+_LONGER_BY_CHANCE: Final = 0.02
+_GAPS_LEAST: Final = 3
+_UNEVEN: Final = 0.3
+"""Coefficient of variation of so many gaps or more from which on bursts come at random times."""
 _HOLD_S: Final = 600.0
 _HOLDS_PER_GAP: Final = 1.5
 _PEAK_WINDOW_S: Final = 5.0
@@ -181,11 +185,13 @@ def _risen(peaks: Peaks, tuning: Tuning) -> float:
 
 
 def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
-    """Bursts may still come. One that is overdue is history, remembered but not waited for: by three of the longest gaps, or where few
-    gaps are known by more than one gap in ten would be if bursts came at random, (0.1^(−1/n) − 1) · Σ gaps, up to the half-life."""
+    """Bursts may still come. One that is overdue is history, remembered but not waited for: by three of the longest gaps, or where the
+    gaps are few or uneven by more than one in fifty would be if bursts came at random, (0.02^(−1/n) − 1) · Σ gaps, up to the half-life."""
     if not peaks.gaps:
         return now - peaks.remembered_s <= half_life_s(peaks, tuning)
-    by_chance_s = (math.pow(_LONGER_BY_CHANCE, -1.0 / len(peaks.gaps)) - 1.0) * sum(peaks.gaps)
+    by_chance_s = 0.0
+    if len(peaks.gaps) < _GAPS_LEAST or pstdev(peaks.gaps) > _UNEVEN * fmean(peaks.gaps):
+        by_chance_s = (math.pow(_LONGER_BY_CHANCE, -1.0 / len(peaks.gaps)) - 1.0) * sum(peaks.gaps)
     patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps), min(by_chance_s, half_life_s(peaks, tuning)))
     return now - peaks.remembered_s <= patience_s
 

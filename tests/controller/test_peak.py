@@ -140,6 +140,15 @@ def test_the_fewer_gaps_are_known_the_longer_the_next_burst_is_waited_for(
     assert remembered_peak(peaks, now, TUNING) > 100.0
 
 
+def test_bursts_at_uneven_gaps_are_waited_for_as_long_as_chance_may_take() -> None:
+    uneven = bursts(3, 2) + bursts(14, 1) + bursts(16, 2)
+    for gap_rounds, waited in ((52, True), (66, False)):
+        peaks, now = watch(uneven + [50.0] * gap_rounds)
+        assert len(peaks.gaps) == 4
+        assert now - peaks.remembered_s > 3 * max(peaks.gaps)
+        assert (awaited_peak(peaks, now, TUNING) > 100.0) is waited
+
+
 def test_knobs_are_set_for_a_known_burst_only_while_it_lasts() -> None:
     during, now = watch(bursts(12, 3))
     assert peak_to_serve(during, now, TUNING) == pytest.approx(200.0, rel=NEARLY)
