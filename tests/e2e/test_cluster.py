@@ -7,6 +7,7 @@ import pytest
 
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.errors import ClusterError
+from tests.e2e.cluster.network import SERVICE_NETWORK
 from tests.e2e.pods import create, eventually, execute, pods, ready, rollout, service, web
 from tests.e2e.rest import fetched
 
@@ -54,6 +55,18 @@ def test_a_service_is_reached_by_name_from_another_node_and_from_its_own_pod(clu
 
     for pod in found:
         assert execute(cluster, shop, pod["metadata"]["name"], "python3", "-c", fetch).split() == ["red"] * 6
+
+
+def test_a_connection_to_a_service_that_nobody_knows_fails_at_once(cluster: Cluster, shop: str) -> None:
+    # As one that kube-proxy does not know yet. Lost on the way it would stay lost, and clients wait for it for half a minute.
+    nobody = f"{SERVICE_NETWORK.removesuffix('.0.0/16')}.255.254"
+    connect = f"import socket\ntry: socket.create_connection(('{nobody}', 443), 20)\nexcept OSError as e: print(type(e).__name__)"
+
+    for pod in pods(cluster, shop, "shop"):
+        assert (
+            execute(cluster, shop, pod["metadata"]["name"], "python3", "-c", connect).strip()
+            == "ConnectionRefusedError"
+        )
 
 
 def test_a_changed_annotation_shows_in_the_container(cluster: Cluster, shop: str) -> None:
