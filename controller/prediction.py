@@ -146,7 +146,7 @@ class StageModel:
         return np.asarray(serving / self.curve.service_s(cores, rate, self.curve.batch_max) / longer)
 
     def _standing(self, replicas: int, share_milli: int | None) -> _Standing:
-        """How many of so many replicas would serve, and the highest cores and share of each."""
+        """How many of so many replicas would serve, and the highest cores and share of each; beyond what a plan looks at, as its most."""
         share = share_milli or 0
         if self.view.uses_gpu and share_milli is None:
             share = self.allocation.gpu_rate.milli if self.allocation.gpu_rate else 1000

@@ -173,7 +173,12 @@ def _burst_lines(sheet: Sheet, results: Results, seeds: Sequence[int], pipeline:
             job, since_s = suites.after_bursts(pipeline, workload, seed)
             other, _ = suites.after_bursts(pipeline, workload, seed, suites.LAST_QUARTER)
             stopped.append(results[job].usd_per_hour(since_s) / results[other].usd_per_hour(since_s) - 1.0)
-        sheet.add(f"{name}: cost a half-life after", percent(stopped), "<= +5 %", float(np.mean(stopped)) <= 0.05)
+        sheet.add(
+            f"{name}: cost a half-life after ({_STOPPING_SEEDS}x the seeds)",
+            percent(stopped),
+            "<= +5 %",
+            float(np.mean(stopped)) <= 0.05,
+        )
 
 
 def _bursts_of(job: Run) -> list[tuple[float, float, float]]:

@@ -63,10 +63,8 @@ def test_a_connection_to_a_service_that_nobody_knows_fails_at_once(cluster: Clus
     connect = f"import socket\ntry: socket.create_connection(('{nobody}', 443), 20)\nexcept OSError as e: print(type(e).__name__)"
 
     for pod in pods(cluster, shop, "shop"):
-        assert (
-            execute(cluster, shop, pod["metadata"]["name"], "python3", "-c", connect).strip()
-            == "ConnectionRefusedError"
-        )
+        found = execute(cluster, shop, pod["metadata"]["name"], "python3", "-c", connect)
+        assert found.strip() == "ConnectionRefusedError"
 
 
 def test_a_changed_annotation_shows_in_the_container(cluster: Cluster, shop: str) -> None:
