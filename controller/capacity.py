@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from controller.state import Action, Allocation, ClusterRoom, PipelineView, StageView, project
+from controller.state import Action, Allocation, ClusterRoom, NodeRoom, PipelineView, StageView, project
 
-__all__ = ["highest_cpu", "highest_rate", "misfit"]
+__all__ = ["Cards", "highest_cpu", "highest_rate", "misfit"]
 
 
 @dataclass(slots=True)
@@ -22,19 +24,29 @@ class _Node:
     free_cpu: int
     free_memory: int
     held: dict[str, int]
-    cards: list[_Card]
+    gpus: list[_Card]
 
 
-def _copy(room: ClusterRoom) -> list[_Node]:
-    return [
-        _Node(
-            node.free_cpu,
-            node.free_memory,
-            dict(node.held),
-            [_Card(card.free_milli, card.free_memory, dict(card.held)) for card in node.gpus],
-        )
-        for node in room.nodes
-    ]
+class _Nodes:
+    """The nodes as they become; one is copied when something changes on it."""
+
+    def __init__(self, room: ClusterRoom) -> None:
+        self._nodes: list[NodeRoom | _Node] = list(room.nodes)
+
+    def __iter__(self) -> Iterator[NodeRoom | _Node]:
+        return iter(self._nodes)
+
+    def holding(self, stage: str) -> list[_Node]:
+        """Those with replicas of a stage."""
+        return [self.own(place) for place, node in enumerate(self._nodes) if node.held.get(stage)]
+
+    def own(self, place: int) -> _Node:
+        """One, to be changed."""
+        node = self._nodes[place]
+        if not isinstance(node, _Node):
+            cards = [_Card(card.free_milli, card.free_memory, dict(card.held)) for card in node.gpus]
+            node = self._nodes[place] = _Node(node.free_cpu, node.free_memory, dict(node.held), cards)
+        return node
 
 
 def misfit(view: PipelineView, allocations: Mapping[str, Allocation], action: Action, room: ClusterRoom) -> str | None:
@@ -45,7 +57,7 @@ def misfit(view: PipelineView, allocations: Mapping[str, Allocation], action: Ac
     """
     if not any(delta.is_up for delta in action.deltas):
         return None
-    nodes = _copy(room)
+    nodes = _Nodes(room)
     changed = [
         (stage, allocations[stage.name], action.on(stage.name)) for stage in view.stages if stage.name in allocations
     ]
@@ -65,20 +77,20 @@ def misfit(view: PipelineView, allocations: Mapping[str, Allocation], action: Ac
     return None
 
 
-def _resize(nodes: list[_Node], stage: StageView, before: Allocation, after: Allocation, leaving: int) -> str | None:
+def _resize(nodes: _Nodes, stage: StageView, before: Allocation, after: Allocation, leaving: int) -> str | None:
     gpu_before = before.gpu_rate.milli if before.gpu_rate else 0
     gpu = (after.gpu_rate.milli if after.gpu_rate else 0) - gpu_before
     for _ in range(-leaving):
         _release(nodes, stage, before)
-    for node in nodes:
-        count = node.held.get(stage.name, 0)
+    for node in nodes.holding(stage.name):
+        count = node.held[stage.name]
         node.free_cpu -= count * (after.cpu - before.cpu)
         node.free_memory -= count * (after.memory - before.memory)
-        if count and after.cpu > before.cpu and node.free_cpu < 0:
+        if after.cpu > before.cpu and node.free_cpu < 0:
             return f"a node lacks {-node.free_cpu}m CPU for {stage.name} at {after.cpu}m"
-        if count and after.memory > before.memory and node.free_memory < 0:
+        if after.memory > before.memory and node.free_memory < 0:
             return f"a node lacks {-node.free_memory}Mi memory for {stage.name} at {after.memory}Mi"
-        for card in node.cards:
+        for card in node.gpus:
             count = card.held.get(stage.name, 0)
             card.free_milli -= count * gpu
             if count and gpu > 0 and card.free_milli < 0:
@@ -86,16 +98,16 @@ def _resize(nodes: list[_Node], stage: StageView, before: Allocation, after: All
     return None
 
 
-def _release(nodes: list[_Node], stage: StageView, allocation: Allocation) -> None:
+def _release(nodes: _Nodes, stage: StageView, allocation: Allocation) -> None:
     """Give back one replica, where it makes the most room."""
-    holding = [node for node in nodes if node.held.get(stage.name, 0)]
+    holding = nodes.holding(stage.name)
     if not holding:
         return
     node = min(holding, key=lambda each: each.free_cpu)
     node.held[stage.name] -= 1
     node.free_cpu += allocation.cpu
     node.free_memory += allocation.memory
-    cards = [card for card in node.cards if card.held.get(stage.name, 0)]
+    cards = [card for card in node.gpus if card.held.get(stage.name, 0)]
     if allocation.gpu_rate and cards:
         card = min(cards, key=lambda each: each.free_milli)
         card.held[stage.name] -= 1
@@ -103,79 +115,131 @@ def _release(nodes: list[_Node], stage: StageView, allocation: Allocation) -> No
         card.free_memory += stage.gpu_memory
 
 
-def _place(nodes: list[_Node], stage: StageView, allocation: Allocation) -> bool:
-    best: tuple[int, _Node, _Card | None] | None = None
-    for node in nodes:
+def _place(nodes: _Nodes, stage: StageView, allocation: Allocation) -> bool:
+    best: tuple[int, int, int | None] | None = None
+    rate = allocation.gpu_rate
+    for place, node in enumerate(nodes):
         if node.free_cpu < allocation.cpu or node.free_memory < allocation.memory:
             continue
-        if allocation.gpu_rate is None:
+        if rate is None:
             if best is None or node.free_cpu > best[0]:
-                best = (node.free_cpu, node, None)
+                best = (node.free_cpu, place, None)
             continue
-        for card in node.cards:
-            if card.free_milli < allocation.gpu_rate.milli or card.free_memory < stage.gpu_memory:
+        for index, card in enumerate(node.gpus):
+            if card.free_milli < rate.milli or card.free_memory < stage.gpu_memory:
                 continue
             if best is None or card.free_milli > best[0]:
-                best = (card.free_milli, node, card)
+                best = (card.free_milli, place, index)
     if best is None:
         return False
-    _, node, card_or_none = best
-    node.free_cpu -= allocation.cpu
-    node.free_memory -= allocation.memory
-    node.held[stage.name] = node.held.get(stage.name, 0) + 1
-    if card_or_none is not None and allocation.gpu_rate is not None:
-        card_or_none.free_milli -= allocation.gpu_rate.milli
-        card_or_none.free_memory -= stage.gpu_memory
-        card_or_none.held[stage.name] = card_or_none.held.get(stage.name, 0) + 1
+    _, place, index_or_none = best
+    chosen = nodes.own(place)
+    chosen.free_cpu -= allocation.cpu
+    chosen.free_memory -= allocation.memory
+    chosen.held[stage.name] = chosen.held.get(stage.name, 0) + 1
+    if index_or_none is not None and rate is not None:
+        card_of_it = chosen.gpus[index_or_none]
+        card_of_it.free_milli -= rate.milli
+        card_of_it.free_memory -= stage.gpu_memory
+        card_of_it.held[stage.name] = card_of_it.held.get(stage.name, 0) + 1
     return True
 
 
-def highest_rate(
-    room: ClusterRoom, stage: StageView, allocation: Allocation, replicas: Sequence[int], share_milli: int | None = None
-) -> list[int]:
-    """Highest share per replica, in thousandths, that the cards would allow if the stage had this many replicas.
+class Cards:
+    """What a stage's replicas could have on the cards, at whatever share they are placed.
 
     All replicas of a stage have one share. Each card offers what is free plus what this stage holds there. The worst is assumed of
     what others decide: replicas that are removed leave the widest card first, new ones go to the fullest card that holds them, as
-    packing schedulers place them. Bounded by the stage's own maximum; 0 where no card has room for that many.
+    packing schedulers place them.
 
     Args:
         room: What is free and held.
         stage: Whose replicas.
         allocation: What they have now.
-        replicas: The numbers asked for.
-        share_milli: The share at which new replicas are placed, those that are there having been moved to it; None: the present one.
     """
-    own = allocation.gpu_rate.milli if allocation.gpu_rate else 0
-    share = own if share_milli is None else share_milli
-    cards = [
-        _Place(
-            card.free_milli + card.held.get(stage.name, 0) * (own - share),
-            card.held.get(stage.name, 0),
-            card.free_memory // max(1, stage.gpu_memory),
+
+    def __init__(self, room: ClusterRoom, stage: StageView, allocation: Allocation) -> None:
+        self._own = allocation.gpu_rate.milli if allocation.gpu_rate else 0
+        self._now = allocation.replicas
+        self._limit = stage.limits.gpu_milli_max
+        each = max(1, stage.gpu_memory)
+        self._places = _Places(
+            _Place(number, card.free_milli, card.held.get(stage.name, 0), card.free_memory // each)
+            for number, card in enumerate(card for node in room.nodes for card in node.gpus)
         )
-        for node in room.nodes
-        for card in node.gpus
-    ]
-    return _reach(cards, share, replicas, stage.limits.gpu_milli_max, allocation.replicas)
+
+    def highest_rate(self, replicas: Sequence[int], share_milli: int | None = None) -> list[int]:
+        """Highest share per replica, in thousandths, that the cards would allow if the stage had so many replicas.
+
+        Bounded by the stage's own maximum; 0 where no card has room for that many.
+
+        Args:
+            replicas: The numbers asked for.
+            share_milli: The share at which new replicas are placed, those that are there having been moved to it; None: the present one.
+        """
+        share = self._own if share_milli is None else share_milli
+        added = max(replicas, default=self._now)
+        places = self._places.touched(share, self._own - share, max(self._now, added))
+        return _reach(places, share, replicas, self._limit, self._now)
+
+
+def highest_rate(
+    room: ClusterRoom, stage: StageView, allocation: Allocation, replicas: Sequence[int], share_milli: int | None = None
+) -> list[int]:
+    """The same, asked once."""
+    return Cards(room, stage, allocation).highest_rate(replicas, share_milli)
 
 
 def highest_cpu(room: ClusterRoom, stage: StageView, allocation: Allocation, replicas: Sequence[int]) -> list[int]:
     """The same for CPU, in millicores per replica over the nodes."""
-    nodes = [
-        _Place(node.free_cpu, node.held.get(stage.name, 0), node.free_memory // max(1, allocation.memory))
-        for node in room.nodes
-    ]
-    return _reach(nodes, allocation.cpu, replicas, stage.limits.cpu_max, allocation.replicas)
+    now, each = allocation.replicas, max(1, allocation.memory)
+    nodes = _Places(
+        _Place(number, node.free_cpu, node.held.get(stage.name, 0), node.free_memory // each)
+        for number, node in enumerate(room.nodes)
+    )
+    places = nodes.touched(allocation.cpu, 0, max(now, max(replicas, default=now)))
+    return _reach(places, allocation.cpu, replicas, stage.limits.cpu_max, now)
 
 
 @dataclass(slots=True)
 class _Place:
     """A card or node: what is free, replicas of the stage there, and how many more its memory holds."""
 
+    number: int
     free: int
     held: int
     more: int
+
+
+class _Places:
+    """All cards or nodes. Those that hold no replica of the stage are sorted, for of them only the first few ever matter."""
+
+    def __init__(self, places: Iterable[_Place]) -> None:
+        self._held: list[_Place] = []
+        self._others: list[_Place] = []
+        for place in places:
+            if place.held:
+                self._held.append(place)
+            elif place.more > 0:
+                self._others.append(place)
+        self._others.sort(key=_free)
+
+    def touched(self, share: int, moved: int, most: int) -> list[_Place]:
+        """Copies of those that hold replicas or get any of ``most`` new ones, in their own order.
+
+        Args:
+            share: What a new replica takes.
+            moved: What each replica that is there gives back.
+            most: So many others at most.
+        """
+        first = bisect_left(self._others, share, key=_free)
+        found = [_Place(p.number, p.free + p.held * moved, p.held, p.more) for p in self._held]
+        found += [_Place(p.number, p.free, 0, p.more) for p in self._others[first : first + most]]
+        found.sort(key=_number)
+        return found
+
+
+_free, _number = attrgetter("free"), attrgetter("number")
 
 
 def _reach(places: list[_Place], own: int, replicas: Sequence[int], limit: int, now: int) -> list[int]:

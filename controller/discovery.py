@@ -68,6 +68,11 @@ class Discovery:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[tuple[Any, ...], Found]] = {}
+        self._groups: dict[str, list[Workload]] = {}
+        self._broken: dict[str, list[str]] = {}
+        self._owned: dict[tuple[str, str, str], str] = {}
+        self._pipelines: Mapping[str, Pipeline] = {}
+        self._unreadable: Mapping[str, str] = {}
 
     def discover(
         self,
@@ -77,29 +82,44 @@ class Discovery:
         unreadable: Mapping[str, str] | None = None,
     ) -> dict[str, Found]:
         """As ``discover``."""
-        groups: dict[str, list[Workload]] = {}
-        broken: dict[str, list[str]] = {}
+        self._groups, self._broken = {}, {}
         for workload in workloads:
             if workload.spec is not None:
-                groups.setdefault(f"{workload.namespace}/{workload.spec.pipeline}", []).append(workload)
+                self._groups.setdefault(f"{workload.namespace}/{workload.spec.pipeline}", []).append(workload)
             elif workload.problem:
-                broken.setdefault(workload.meant, []).append(f"{workload.kind}/{workload.name}: {workload.problem}")
-        owned = {(o.namespace, o.kind, o.name): o.owner for o in owners}
-        known: dict[str, tuple[tuple[Any, ...], Found]] = {}
-        for key, group in groups.items():
-            pipeline = pipelines.get(key)
-            conflicts = sorted(broken.get(key, ()))
-            if unreadable and key in unreadable:
-                conflicts.append(f"the Pipeline object: {unreadable[key]}")
-            owning = tuple(owned.get((each.namespace, each.kind, each.name)) for each in group) if owned else ()
-            basis = (group, pipeline, tuple(conflicts), owning)
-            before = self._known.get(key)
-            if before is not None and _same(before[0], basis):
-                known[key] = before
-            else:
-                known[key] = basis, _found(key, group, pipeline, owned, conflicts)
-        self._known = known
-        return {key: found for key, (_, found) in known.items()}
+                said = f"{workload.kind}/{workload.name}: {workload.problem}"
+                self._broken.setdefault(workload.meant, []).append(said)
+        self._owned = {(o.namespace, o.kind, o.name): o.owner for o in owners}
+        self._pipelines, self._unreadable = pipelines, dict(unreadable or {})
+        self._known = {key: self._again(key) for key in self._groups}
+        return self._found()
+
+    def follow(self, pipelines: Mapping[str, Pipeline], unreadable: Mapping[str, str]) -> dict[str, Found]:
+        """The same where nothing but Pipeline objects has changed since: only those that did are looked at."""
+        before, said = self._pipelines, self._unreadable
+        self._pipelines, self._unreadable = pipelines, dict(unreadable)
+        changed = {key for key in before.keys() | pipelines.keys() if before.get(key) is not pipelines.get(key)}
+        changed |= {key for key in said.keys() | unreadable.keys() if said.get(key) != unreadable.get(key)}
+        for key in changed & self._groups.keys():
+            self._known[key] = self._again(key)
+        return self._found()
+
+    def _found(self) -> dict[str, Found]:
+        return {key: found for key, (_, found) in self._known.items()}
+
+    def _again(self, key: str) -> tuple[tuple[Any, ...], Found]:
+        """What a pipeline is found from, and what is found; what it was before where that is the same."""
+        group, pipeline = self._groups[key], self._pipelines.get(key)
+        conflicts = sorted(self._broken.get(key, ()))
+        if key in self._unreadable:
+            conflicts.append(f"the Pipeline object: {self._unreadable[key]}")
+        owned = self._owned
+        owning = tuple(owned.get((each.namespace, each.kind, each.name)) for each in group) if owned else ()
+        basis = (group, pipeline, tuple(conflicts), owning)
+        before = self._known.get(key)
+        if before is not None and _same(before[0], basis):
+            return before
+        return basis, _found(key, group, pipeline, owned, conflicts)
 
 
 def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:

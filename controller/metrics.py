@@ -60,6 +60,9 @@ class ControllerMetrics:
             registry=registry,
         )
         self._counted: WeakKeyDictionary[MirroredMemory, Losses] = WeakKeyDictionary()
+        # Asked for when somebody looks: with a thousand pipelines adding it up costs more than a scrape.
+        self._unsaved.set_function(lambda: sum(each.unsaved for each in self._counted))
+        self._waiting.set_function(lambda: sum(each.waiting for each in self._counted))
         self._failures = Counter(
             "sair_controller_loop_failures", "Times a pipeline's loop failed.", _LABELS, registry=registry
         )
@@ -90,8 +93,6 @@ class ControllerMetrics:
         self._lost.inc(now.records - before.records)
         self._refused.inc(now.refused - before.refused)
         self._counted[memory] = now
-        self._unsaved.set(sum(each.unsaved for each in self._counted))
-        self._waiting.set(sum(each.waiting for each in self._counted))
 
     def round(self, report: RoundReport) -> None:
         """Count a round and show what it saw."""

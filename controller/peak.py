@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Final
 
 from controller.tuning import Tuning
@@ -190,10 +191,16 @@ def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
     if not peaks.gaps:
         return now - peaks.remembered_s <= half_life_s(peaks, tuning)
     by_chance_s = 0.0
-    if len(peaks.gaps) < _GAPS_LEAST or pstdev(peaks.gaps) > _UNEVEN * fmean(peaks.gaps):
+    if len(peaks.gaps) < _GAPS_LEAST or _variation(peaks.gaps) > _UNEVEN:
         by_chance_s = (math.pow(_LONGER_BY_CHANCE, -1.0 / len(peaks.gaps)) - 1.0) * sum(peaks.gaps)
     patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps), min(by_chance_s, half_life_s(peaks, tuning)))
     return now - peaks.remembered_s <= patience_s
+
+
+def _variation(gaps: Sequence[float]) -> float:
+    """Coefficient of variation."""
+    mean = fmean(gaps)
+    return math.dist(gaps, [mean] * len(gaps)) / math.sqrt(len(gaps)) / max(mean, 1e-9)
 
 
 def awaited_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from controller.analogues import GROWTH_LEAST
 from controller.batches import batch_sojourn
-from controller.capacity import highest_cpu, highest_rate
+from controller.capacity import Cards, highest_cpu
 from controller.cost import effective_cost
 from controller.decision import Situation
 from controller.identification import StageFit, fitted_curve, service_time_error
@@ -65,6 +65,7 @@ class StageModel:
     """What there are, ready and starting, while more are wished for and not to be had; no more are believed in."""
     curve: ServiceCurve = field(init=False, compare=False, repr=False)
     """As fitted."""
+    _cards: list[Cards] = field(default_factory=list, compare=False, repr=False)
     _reaches: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
     _standings: dict[int, list[_Standing]] = field(default_factory=dict, compare=False, repr=False)
     _paces: dict[tuple[float, float, float], float] = field(default_factory=dict, compare=False, repr=False)
@@ -91,8 +92,9 @@ class StageModel:
         """By the number of replicas, from 1 on."""
         reach = self._reaches.get(share_milli)
         if reach is None:
-            reach = highest_rate(self.room, self.view, self.allocation, self._counts, share_milli)
-            self._reaches[share_milli] = reach
+            if not self._cards:
+                self._cards.append(Cards(self.room, self.view, self.allocation))
+            reach = self._reaches[share_milli] = self._cards[0].highest_rate(self._counts, share_milli)
         return reach
 
     @property
@@ -170,11 +172,11 @@ class StageModel:
         own = allocation.gpu_rate.milli if allocation.gpu_rate else 1000
         reach = self._highest_milli(share_milli) if uses_gpu else None
         found: list[_Standing] = []
-        for count in self._counts:
-            # What is there already is not measured against the room again.
-            there = count <= allocation.replicas
+        for count, cores in zip(self._counts, self._most_cores(), strict=True):
             milli = 1000
             if reach is not None:
+                # What is there already is not measured against the room again.
+                there = count <= allocation.replicas
                 milli = max(reach[count - 1], min(own, share_milli) if there else 1)
                 if not there and reach[count - 1] < share_milli:
                     # Replicas that no card holds wait and serve nothing.
@@ -182,8 +184,14 @@ class StageModel:
                     continue
                 if self.most_milli is not None:
                     milli = min(milli, self.most_milli)
-            found.append((count, max(self.highest_cpu(count), allocation.cpu if there else 1) / 1000, milli / 1000))
+            found.append((count, cores, milli / 1000))
         return found
+
+    def _most_cores(self) -> list[float]:
+        """Highest cores of each replica by their number, from 1 on."""
+        own, there = self.allocation.cpu, self.allocation.replicas
+        counts = self._counts
+        return [max(self.highest_cpu(count), own if count <= there else 1) / 1000 for count in counts]
 
     def _pace(self, cores: float, rate: float, caution: float) -> float:
         """What one replica can serve with full batches, ``caution`` standard deviations below the mean; requests per second."""

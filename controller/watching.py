@@ -67,9 +67,9 @@ class Watching:
         yield from self._scaled_objects.snapshot().values()
 
     def copies(self) -> tuple[Mapping[str, Any], ...]:
-        """What pipelines are discovered from; each copy is another object once anything in it changed."""
-        reflectors: tuple[Reflector[Any], ...] = (self.deployments, self.statefulsets, self.pipelines)
-        return tuple(each.snapshot() for each in (*reflectors, self._hpas, self._scaled_objects))
+        """What pipelines are discovered from beside the Pipeline objects; each copy is another object once anything in it changed."""
+        reflectors: tuple[Reflector[Any], ...] = (self.deployments, self.statefulsets, self._hpas, self._scaled_objects)
+        return tuple(each.snapshot() for each in reflectors)
 
     def why_not_synced(self) -> str | None:
         """Which copy has not been filled yet; None if all are."""

@@ -61,6 +61,8 @@ _PLAIN: Final = (
     r"(?:[ \t]+[0-9.eE+-]+)?(?:[ \t]+#[ \t].*|[ \t\r]*)$"
 )
 """What follows the name of a sample as nearly all are: few labels without escaped characters, the value, its time, an exemplar."""
+_SHORT: Final = 100
+"""Characters of labels up to which what they say is kept."""
 _LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*)"', re.ASCII)
 
 
@@ -160,9 +162,11 @@ def parse_exposition(text: str, endpoint: MetricsEndpoint, time_s: float) -> Scr
         raise MetricError("exposition", length, f"at most {_MAX_LABELS} characters of labels of a stage's own metrics")
     samples = _samples(found)
     for name, shown in needed_of(endpoint):
+        if shown in samples:
+            continue
         # OpenMetrics declares a counter without the suffix that its samples have.
         names = "|".join(map(re.escape, dict.fromkeys((name, name.removesuffix("_total")))))
-        if shown not in samples and not re.search(rf"^#[ \t]+TYPE[ \t]+(?:{names})[ \t]", text, re.MULTILINE):
+        if not re.search(rf"^#[ \t]+TYPE[ \t]+(?:{names})[ \t]", text, re.MULTILINE):
             raise MetricError(shown, None, "the metric to be exported")
     return scrape_of(samples, endpoint, time_s)
 
@@ -217,11 +221,8 @@ def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]
         except ValueError:
             others.append(line or f"{name}{{{block}}} {value}")
             continue
-        if block.startswith('le="') and block.count('"') == 2:
-            said = Said((), block[4 : block.rindex('"')], number)
-        else:
-            said = _said(_LABEL.findall(block) if block else (), number)
-        samples.setdefault(name, []).append(said)
+        labels, le = _labels_of(block) if len(block) <= _SHORT else _told(_LABEL.findall(block))
+        samples.setdefault(name, []).append(Said(labels, le, number))
     if others:
         length = sum(map(len, others))
         if length > _MAX_ODD:
@@ -233,20 +234,28 @@ def _samples(found: Iterable[tuple[str, str, str, str]]) -> dict[str, list[Said]
         try:
             for family in text_string_to_metric_families("\n".join(others) + "\n"):
                 for sample in family.samples:
-                    samples.setdefault(sample.name, []).append(_said(sample.labels.items(), sample.value))
+                    labels, le = _told(sample.labels.items())
+                    samples.setdefault(sample.name, []).append(Said(labels, le, sample.value))
         except Exception as error:  # the parser raises whatever it stumbles over
             raise MetricError("exposition", str(error)[:80], "Prometheus' text format") from error
     return samples
 
 
-def _said(labels: Iterable[tuple[str, str]], value: float) -> Said:
+@functools.lru_cache(maxsize=16_384)
+def _labels_of(block: str) -> tuple[Labels, str | None]:
+    """Those of a plain sample; from scrape to scrape they are the same."""
+    return _told(_LABEL.findall(block))
+
+
+def _told(labels: Iterable[tuple[str, str]]) -> tuple[Labels, str | None]:
+    """The labels of a sample, sorted, without ``le``; and what that says."""
     others, le = [], None
     for label in labels:
         if label[0] == "le":
             le = label[1]
         else:
             others.append(label)
-    return Said(tuple(sorted(others)), le, value)
+    return tuple(sorted(others)), le
 
 
 def _values(name: str, samples: Mapping[str, Sequence[Said]]) -> dict[Labels, float]:

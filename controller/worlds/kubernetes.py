@@ -33,6 +33,7 @@ from controller.worlds.standing import Standing, standings
 from controller.worlds.sustained import sustained_service_s
 from sair.errors import MetricsUnavailable, NotFound
 from sair.kube.client import Api
+from sair.pipeline import Pipeline
 from sair.quantities import GpuRate, Millicores
 
 __all__ = ["COMPONENT", "KubernetesWorld", "WallClock"]
@@ -94,7 +95,9 @@ class KubernetesWorld:
         self._actuator = Actuator(api, watching.index, self._newest, clock.now, may_act=may_act, wait_s=grant_wait_s)
         self._seen: dict[tuple[str, str], Allocation] = {}
         """What the loop was told last; its wishes are relative to that."""
-        self._found: tuple[tuple[Any, ...], Mapping[str, Found]] | None = None
+        self._copies: tuple[Mapping[str, Any], ...] = ()
+        self._found: tuple[Mapping[str, Pipeline], Mapping[str, Found]] | None = None
+        """What was found last, and the Pipeline objects that it was found from; beside them, the copies."""
         self._discovery = Discovery()
         self._rooms = Rooms(watching.index)
 
@@ -105,16 +108,18 @@ class KubernetesWorld:
             ApiUnavailable: While the copies have not been filled.
         """
         self._watching.require_synced()
-        copies = self._watching.copies()
-        if self._found is None or any(old is not new for old, new in zip(self._found[0], copies, strict=True)):
-            workloads = [
-                *self._watching.deployments.snapshot().values(),
-                *self._watching.statefulsets.snapshot().values(),
-            ]
+        watching = self._watching
+        copies, pipelines, unreadable = watching.copies(), watching.pipelines.snapshot(), watching.pipelines.malformed
+        if self._found is None or any(old is not new for old, new in zip(self._copies, copies, strict=True)):
+            workloads = [*watching.deployments.snapshot().values(), *watching.statefulsets.snapshot().values()]
             workloads = [each for each in workloads if self._owns(each.namespace)]
-            pipelines, unreadable = self._watching.pipelines.snapshot(), self._watching.pipelines.malformed
-            self._found = copies, self._discovery.discover(workloads, pipelines, self._watching.owners(), unreadable)
-        return self._found[1]
+            found = self._discovery.discover(workloads, pipelines, watching.owners(), unreadable)
+        elif self._found[0] is not pipelines:
+            found = self._discovery.follow(pipelines, unreadable)
+        else:
+            return self._found[1]
+        self._copies, self._found = copies, (pipelines, found)
+        return found
 
     async def view(self, key: str) -> PipelineView | None:
         """One pipeline as it is now, None if it is gone."""
@@ -195,9 +200,9 @@ class KubernetesWorld:
         return seen
 
     async def room(self, key: str) -> ClusterRoom:
-        """What the cluster could still hold; pods that wish for more than they were granted count with their wish."""
-        self._watching.require_synced()
-        return self._rooms.of(self._watching.nodes.snapshot(), key)
+        """What the nodes that matter to it could still hold; pods that wish for more than they were granted count with their wish."""
+        found = self.found().get(key)
+        return self._rooms.of(self._watching.nodes.snapshot(), key, () if found is None else found.view.stages)
 
     async def allocations(self, key: str) -> Mapping[str, Allocation]:
         """What each stage is wished to have now, by its workload, its pods and the Pipeline's status."""

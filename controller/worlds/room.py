@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from controller.cluster import NodeState, PodState
 from controller.pods import PodIndex
-from controller.state import ClusterRoom, GpuRoom, NodeRoom
+from controller.state import ClusterRoom, GpuRoom, NodeRoom, StageView
 from sair.quantities import Mebibytes, Millicores
 
-__all__ = ["Rooms", "cluster_room"]
+__all__ = ["Rooms", "cluster_room", "narrowed"]
+
+_NODES_ALL: Final = 24
+"""Up to so many nodes each is looked at."""
+_ROOMIEST: Final = 4
+"""For each stage; a round adds two replicas at most."""
+_BETWEEN: Final = 4
+"""From the fullest up to those."""
 
 
 def cluster_room(nodes: Iterable[NodeState], pods: Iterable[PodState], key: str) -> ClusterRoom:
@@ -40,12 +48,13 @@ class Rooms:
         self._pods = pods
         self._known: dict[str, tuple[NodeState, int, NodeRoom]] = {}
 
-    def of(self, nodes: Mapping[str, NodeState], key: str) -> ClusterRoom:
-        """What nodes could still hold, as one pipeline sees it.
+    def of(self, nodes: Mapping[str, NodeState], key: str, stages: Sequence[StageView] = ()) -> ClusterRoom:
+        """What the nodes that matter to a pipeline could still hold.
 
         Args:
             nodes: All of them, by name.
             key: ``namespace/name`` of the pipeline whose replicas are counted.
+            stages: Those of the pipeline.
         """
         if len(self._known) > len(nodes):
             self._known = {name: known for name, known in self._known.items() if name in nodes}
@@ -53,9 +62,10 @@ class Rooms:
         for pod in self._pods.of(key).values():
             if pod.occupies and pod.node:
                 own.setdefault(pod.node, []).append(pod)
-        return ClusterRoom(
+        room = ClusterRoom(
             tuple(self._room(node, own.get(node.name), key) for node in nodes.values() if node.schedulable)
         )
+        return narrowed(room, stages)
 
     def _room(self, node: NodeState, own: Sequence[PodState] | None, key: str) -> NodeRoom:
         version = self._pods.version(node.name)
@@ -72,6 +82,35 @@ class Rooms:
             for index, gpu in enumerate(room.gpus)
         )
         return replace(room, held=_held(own, key), gpus=gpus)
+
+
+def narrowed(room: ClusterRoom, stages: Sequence[StageView]) -> ClusterRoom:
+    """The nodes that matter to a pipeline, in their order: of a large cluster not all.
+
+    Those with replicas of it, and for each stage, of those that could take a replica at its least bounds, the roomiest, where the next
+    ones fit, and some between the fullest and those, where a packing scheduler may put them. A round's time and its journal record do
+    not grow with the cluster then.
+    """
+    if len(room.nodes) <= _NODES_ALL:
+        return room
+    kept = {place for place, node in enumerate(room.nodes) if node.held}
+    for stage in stages:
+        widths = ((_width(node, stage), place) for place, node in enumerate(room.nodes))
+        able = [place for width, place in sorted(each for each in widths if each[0] is not None)]
+        rest = able[:-_ROOMIEST]
+        kept.update(able[-_ROOMIEST:], rest[:: max(1, -(-len(rest) // _BETWEEN))])
+    return ClusterRoom(tuple(room.nodes[place] for place in sorted(kept)))
+
+
+def _width(node: NodeRoom, stage: StageView) -> int | None:
+    """How roomy a node is for a stage: its widest card, or its CPU; None where no replica fits on it however little it is given."""
+    limits = stage.limits
+    if node.free_cpu < limits.cpu_min or node.free_memory < limits.memory_min:
+        return None
+    if not stage.uses_gpu:
+        return node.free_cpu
+    widest = max((card.free_milli for card in node.gpus if card.free_memory >= stage.gpu_memory), default=0)
+    return widest if widest >= limits.gpu_milli_min else None
 
 
 def _node(node: NodeState, pods: Sequence[PodState], key: str) -> NodeRoom:
