@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from controller.state import Action, Allocation, ClusterRoom, NodeRoom, PipelineView, StageView, project
+from controller.state import Action, Allocation, ClusterRoom, GpuRoom, NodeRoom, PipelineView, StageView, project
 
 __all__ = ["Cards", "highest_cpu", "highest_rate", "misfit"]
 
@@ -125,7 +125,8 @@ def _place(nodes: _Nodes, stage: StageView, allocation: Allocation) -> bool:
             if best is None or node.free_cpu > best[0]:
                 best = (node.free_cpu, place, None)
             continue
-        for index, card in enumerate(node.gpus):
+        cards: Sequence[GpuRoom | _Card] = node.gpus
+        for index, card in enumerate(cards):
             if card.free_milli < rate.milli or card.free_memory < stage.gpu_memory:
                 continue
             if best is None or card.free_milli > best[0]:
@@ -178,8 +179,7 @@ class Cards:
             share_milli: The share at which new replicas are placed, those that are there having been moved to it; None: the present one.
         """
         share = self._own if share_milli is None else share_milli
-        added = max(replicas, default=self._now)
-        places = self._places.touched(share, self._own - share, max(self._now, added))
+        places = self._places.touched(share, self._own - share, max([self._now, *replicas]))
         return _reach(places, share, replicas, self._limit, self._now)
 
 
@@ -197,7 +197,7 @@ def highest_cpu(room: ClusterRoom, stage: StageView, allocation: Allocation, rep
         _Place(number, node.free_cpu, node.held.get(stage.name, 0), node.free_memory // each)
         for number, node in enumerate(room.nodes)
     )
-    places = nodes.touched(allocation.cpu, 0, max(now, max(replicas, default=now)))
+    places = nodes.touched(allocation.cpu, 0, max([now, *replicas]))
     return _reach(places, allocation.cpu, replicas, stage.limits.cpu_max, now)
 
 

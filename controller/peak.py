@@ -32,6 +32,7 @@ _ALIVE_FROM: Final = 0.5
 _GAPS_KEPT: Final = 8
 _USUAL_ROUNDS: Final = 5
 _MOVED: Final = 1.3
+_KNOWN_ROUNDS: Final = 3
 _STARTS_S: Final = 180.0
 """A replica with a GPU takes 30 to 440 s to start."""
 _RISE_SIGNIFICANCE: Final = 3.0
@@ -154,8 +155,12 @@ def peak_to_serve(peaks: Peaks, now: float, tuning: Tuning) -> float:
 
 
 def usual_rate(peaks: Peaks) -> float:
-    """Median of the last rounds' peaks: the current rate, which a burst of a minute does not move."""
-    last = sorted(value for _, value in peaks.recent[-_USUAL_ROUNDS:])
+    """Median of the last rounds' peaks: the current rate, which a burst of a minute does not move. Where bursts recur, of the last rounds
+    without one: two in as many minutes would be the usual otherwise, and a third no burst."""
+    values = [value for _, value in peaks.recent]
+    if peaks.gaps:
+        values = [value for value in values if value <= _BURST_RATIO * peaks.base] or values
+    last = sorted(values[-_USUAL_ROUNDS:])
     return last[len(last) // 2] if last else 0.0
 
 
@@ -221,8 +226,11 @@ def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
 
 def kept_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
     """What replicas that are there are kept for until memory covers the pattern: 3 · current rate; 0 afterwards. None are added
-    for it at a steady load."""
-    return tuning.uncovered_factor * usual_rate(peaks) if _watched_s(peaks, now) < tuning.covered_after_s else 0.0
+    for it at a steady load. Infinite for the first rounds: what one or two windows say is no reason to give up what takes minutes
+    to start."""
+    if _watched_s(peaks, now) >= tuning.covered_after_s:
+        return 0.0
+    return tuning.uncovered_factor * usual_rate(peaks) if len(peaks.recent) >= _KNOWN_ROUNDS else math.inf
 
 
 def _watched_s(peaks: Peaks, now: float) -> float:

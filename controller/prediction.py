@@ -24,8 +24,8 @@ from controller.tuning import Tuning
 __all__ = ["REPLICAS_AHEAD", "Forecast", "PipelineModel", "StageModel", "visits"]
 
 _SLOPE_SIGNIFICANCE = 3.0
-_CORRECTIONS = (0.75, 2.0)
-"""Bounds of the correction: optimism is believed less than pessimism."""
+_CORRECTIONS = (1.0, 2.0)
+"""Bounds of the correction: a model is not believed to be too pessimistic, for the P99 of one window's few requests is mostly too low."""
 REPLICAS_AHEAD = 6
 """Replicas beyond the present ones that a plan looks at; the next round looks further."""
 

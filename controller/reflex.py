@@ -43,6 +43,8 @@ __all__ = [
 
 _SLOS_PER_LOOK: Final = 2.0
 _SLOWEST_S: Final = 2.0
+_ALARMING: Final = 0.25
+"""Part of the SLO that is an alarm when it is queued."""
 _LOOKS_PER_S: Final = 200.0
 _CROWDED_S: Final = 5.0
 """What a process has time for beside its rounds: a look takes a good millisecond, most of it for the scrape; from 1,000 pipelines on
@@ -125,7 +127,7 @@ def react(
     tuning: Tuning,
     queued_before: Mapping[str, float] = _NOTHING,
 ) -> Action:
-    """Raise GPU shares or CPU where more than ``queue_threshold_s`` of a stage's work is queued.
+    """Raise GPU shares or CPU where more than ``queue_threshold_s`` of a stage's work is queued, in a burst a quarter of the SLO.
 
     Enough is added to serve what arrives and to empty the queue within ``reflex_drain_s``, in whole steps of the grid, inside the
     stage's bounds, the cluster's room and the budget. Once one stage is alarmed, the others are raised to what enters the pipeline:
@@ -182,8 +184,11 @@ def _seen(
 
 
 def _alarms(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> list[bool]:
-    """Which of them have more than ``queue_threshold_s`` of work queued."""
+    """Which of them have more than ``queue_threshold_s`` of work queued. While arrivals have left the usual a part of the SLO is enough: a
+    queue just below the alarm would be no chance then, and stay for as long as the burst does."""
     threshold_s = queue_threshold_s(view, tuning)
+    if 0 < tuning.burst_ratio * usual_rate(learned.peaks) < _entering(view, gauges):
+        threshold_s = min(threshold_s, _ALARMING * view.slo_s)
     return [
         (queue := _finite(gauge.queue_depth)) > 1.0 and queue > threshold_s * _capacity(stage, gauge, fit)
         for stage, gauge, fit in _seen(learned, view, gauges)
@@ -207,9 +212,13 @@ def _foreseen(learned: Learned, entering_per_s: float, tuning: Tuning) -> float:
 
 def _surges(learned: Learned, view: PipelineView, gauges: Sequence[StageGauge], tuning: Tuning) -> bool:
     """A burst of the kind that memory knows begins where requests enter."""
+    return _entering(view, gauges) > surge_rate(learned, look_every_s(view, tuning), tuning)
+
+
+def _entering(view: PipelineView, gauges: Sequence[StageGauge]) -> float:
+    """Arrivals at the busiest stage where requests enter, per second."""
     sources = {stage.name for stage in view.stages if not stage.after}
-    rates = [_finite(gauge.arrivals_per_s) for gauge in gauges if gauge.name in sources]
-    return max(rates, default=0.0) > surge_rate(learned, look_every_s(view, tuning), tuning)
+    return max((_finite(gauge.arrivals_per_s) for gauge in gauges if gauge.name in sources), default=0.0)
 
 
 def surge_rate(learned: Learned, over_s: float, tuning: Tuning) -> float:
@@ -340,7 +349,7 @@ def _halved(delta: StageDelta) -> StageDelta:
 
 def queue_threshold_s(view: PipelineView, tuning: Tuning) -> float:
     """How much work may be queued at a stage before that is an alarm: the tuning's, or a quarter of the SLO if that is more."""
-    return max(tuning.reflex_threshold_s, 0.25 * view.slo_s)
+    return max(tuning.reflex_threshold_s, _ALARMING * view.slo_s)
 
 
 def freeze(learned: Learned, now: float, tuning: Tuning) -> Learned:

@@ -1,3 +1,5 @@
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,3 +83,38 @@ def test_the_highest_cpu_is_bounded_by_the_stage_and_by_the_node() -> None:
 
 def test_a_cluster_without_cards_reaches_nothing() -> None:
     assert highest_rate(room(cards=0), INFER, allocations()["infer"], [2]) == [0]
+
+
+def plain_reach(cards: list[tuple[int, int, int]], own: int, share: int, now: int, count: int) -> int:
+    """What ``highest_rate`` is defined as, looking at every card (free, held, memory for so many more)."""
+    places = [[free + held * (own - share), held, more] for free, held, more in cards]
+    for _ in range(max(0, now - sum(held for _, held, _ in cards)) + max(0, count - now)):
+        able = [place for place in places if place[0] >= share and place[2] > 0]
+        if not able:
+            return 0
+        fullest = min(able, key=lambda place: place[0])
+        fullest[0], fullest[1], fullest[2] = fullest[0] - share, fullest[1] + 1, fullest[2] - 1
+    return max(0, min([1000, *(free // held + share for free, held, _ in places if held)]))
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 4), st.sampled_from([50, 200, 333, 500, 1000]))
+def test_looking_at_the_first_few_cards_says_what_looking_at_all_would(
+    draw: random.Random, now: int, share: int
+) -> None:
+    cards = [
+        (draw.choice([0, 50, 200, 333, 700, 1000]), draw.choice([0, 0, 0, 1, 2]), draw.choice([0, 1, 30]))
+        for _ in range(draw.randint(0, 30))
+    ]
+    rooms = (GpuRoom(free, Mebibytes(more * INFER.gpu_memory), {"infer": held}) for free, held, more in cards)
+    here = ClusterRoom((NodeRoom("n", Millicores(9000), Mebibytes(9000), {}, tuple(rooms)),))
+    at = allocations(infer=now, gpu_milli=200)["infer"]
+    counts = range(now, now + 7)
+    expected = [plain_reach(cards, 200, share, now, count) for count in counts]
+    assert highest_rate(here, INFER, at, counts, share) == expected
+
+
+def test_weighing_an_action_leaves_the_room_as_it_was() -> None:
+    here = room(cards=2)
+    before = repr(here)
+    assert misfit(VIEW, allocations(), act("infer", replicas=2, gpu_milli=100), here) is None
+    assert repr(here) == before

@@ -227,6 +227,35 @@ def test_what_did_not_change_is_not_worked_out_again_and_what_did_is() -> None:
     assert not discovery.discover([first, second], pipelines)["default/else"].conflicts
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["default/shop", "default/else", "default/nobody"]),
+            st.sampled_from(["gone", "unreadable", "off", "recommend"]),
+        ),
+        max_size=12,
+    )
+)
+def test_following_the_pipeline_objects_finds_what_discovering_anew_would(steps: list[tuple[str, str]]) -> None:
+    workloads = [workload("detect"), workload("other", pipeline="else"), workload("odd", {"gpu-rate": "much"})]
+    pipelines: dict[str, Pipeline] = {}
+    unreadable: dict[str, str] = {}
+    discovery = Discovery()
+    before = discovery.discover(workloads, pipelines)
+    for key, what in steps:
+        pipelines, unreadable = dict(pipelines), {name: text for name, text in unreadable.items() if name != key}
+        if what == "gone":
+            pipelines.pop(key, None)
+        elif what == "unreadable":
+            unreadable[key] = "odd"
+        else:
+            pipelines[key] = next(iter(pipeline(mode=what).values()))
+        now = discovery.follow(pipelines, unreadable)
+        assert now == discover(workloads, pipelines, (), unreadable)
+        assert all(now[other] is before[other] for other in now if other != key)
+        before = now
+
+
 ASKED = {
     "at": "2026-03-01T03:10:00Z",
     "round": 41,

@@ -112,6 +112,23 @@ def test_until_memory_covers_the_pattern_more_of_what_is_there_is_kept() -> None
         assert reserve_rate(peaks, at, TUNING) == pytest.approx(TUNING.covered_factor * 50.0, rel=NEARLY)
 
 
+def test_nothing_that_is_there_is_given_up_by_what_one_or_two_windows_say() -> None:
+    peaks, now = watch([50.0] * 2)
+    assert kept_rate(peaks, now, TUNING) == math.inf
+    peaks, now = watch([50.0] * 3)
+    assert kept_rate(peaks, now, TUNING) < math.inf
+
+
+def test_bursts_close_to_each_other_do_not_become_the_usual() -> None:
+    # Twice in two and a half minutes: most of the last five rounds are bursts.
+    peaks, _ = watch([*bursts(12, 2), 50.0, 200.0, 200.0, 50.0, 200.0, 200.0])
+    assert usual_rate(peaks) == pytest.approx(50.0, rel=NEARLY)
+    stays, _ = watch([*bursts(12, 2), *[120.0] * 12])
+    assert usual_rate(stays) == pytest.approx(120.0, rel=NEARLY), "a load that stays is no burst"
+    fresh, _ = watch([50.0] * 8 + [120.0] * 3)
+    assert usual_rate(fresh) == pytest.approx(120.0, rel=NEARLY), "nothing is known of bursts yet"
+
+
 def test_while_the_load_moves_what_may_come_by_the_time_a_replica_has_started_is_added_for() -> None:
     # By 30 in the nine rounds since the first five; a replica takes three minutes.
     risen, now = watch([30.0] * 6 + [60.0] * 8)

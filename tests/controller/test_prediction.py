@@ -126,7 +126,7 @@ def test_a_model_that_is_too_fast_is_corrected_within_bounds() -> None:
     knowledge = experienced(observation(p99_s=0.24), rounds_seen=30)
     assert 1.0 < model(knowledge).correction <= 2.0
     calm = experienced(observation(p99_s=0.01), rounds_seen=30)
-    assert model(calm).correction == pytest.approx(0.75)
+    assert model(calm).correction == 1.0, "the P99 of a window is mostly too low"
 
 
 def test_stages_without_a_gpu_are_kept_for_more_and_none_for_more_than_it_can() -> None:

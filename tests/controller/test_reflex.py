@@ -134,6 +134,19 @@ def test_a_slow_pipeline_has_a_longer_threshold() -> None:
     assert queue_threshold_s(chain(slo_s=4.0), TUNING) == 1.0
 
 
+def test_while_arrivals_have_left_the_usual_a_quarter_of_a_short_slo_is_an_alarm() -> None:
+    quick = replace(VIEW, slo_s=0.25)
+
+    def least_alarm(arrivals: float) -> int:
+        return next(
+            queue for queue in range(2, 500) if wakes(LEARNED, quick, gauges({"infer": queue}, arrivals), TUNING)
+        )
+
+    # A quarter of a second of work, and a quarter of the SLO.
+    assert least_alarm(90.0) == pytest.approx(least_alarm(40.0) / 4, abs=1)
+    assert least_alarm(60.0) == least_alarm(40.0), "1.5 times the usual is no burst"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e18])
 def test_gauges_that_show_no_number_trigger_nothing(value: float) -> None:
     poisoned = [replace(gauge, queue_depth=value, arrivals_per_s=value) for gauge in gauges()]
