@@ -115,7 +115,8 @@ def test_a_run_that_is_stopped_leaves_nothing_running(tmp_path: Path, number: si
         assert any("-server" in line for line in running)
         assert any("spawn_main" in line for line in running)
         process.send_signal(number)
-        process.wait(timeout=90)
+        # Reading on: one that waits for room in a full pipe could not end.
+        process.communicate(timeout=90)
     deadline = time.monotonic() + 60
     while processes_about(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
