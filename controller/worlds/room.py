@@ -59,13 +59,17 @@ class Rooms:
         if len(self._known) > len(nodes):
             self._known = {name: known for name, known in self._known.items() if name in nodes}
         own: dict[str, list[PodState]] = {}
+        needs: dict[str, tuple[int, int]] = {}
         for pod in self._pods.of(key).values():
+            if pod.occupies and pod.stage:
+                cpu, memory = needs.get(pod.stage, (0, 0))
+                needs[pod.stage] = max(cpu, pod.cpu), max(memory, pod.memory)
             if pod.occupies and pod.node:
                 own.setdefault(pod.node, []).append(pod)
         room = ClusterRoom(
             tuple(self._room(node, own.get(node.name), key) for node in nodes.values() if node.schedulable)
         )
-        return narrowed(room, stages)
+        return narrowed(room, stages, needs)
 
     def _room(self, node: NodeState, own: Sequence[PodState] | None, key: str) -> NodeRoom:
         version = self._pods.version(node.name)
@@ -84,33 +88,38 @@ class Rooms:
         return replace(room, held=_held(own, key), gpus=gpus)
 
 
-def narrowed(room: ClusterRoom, stages: Sequence[StageView]) -> ClusterRoom:
+def narrowed(room: ClusterRoom, stages: Sequence[StageView], needs: Mapping[str, tuple[int, int]]) -> ClusterRoom:
     """The nodes that matter to a pipeline, in their order: of a large cluster not all.
 
-    Those with replicas of it, and for each stage, of those that could take a replica at its least bounds, the roomiest, where the next
-    ones fit, and some between the fullest and those, where a packing scheduler may put them. A round's time and its journal record do
-    not grow with the cluster then.
+    Those with replicas of it, and for each stage, of those that have CPU and memory for one more, the roomiest, where the next ones
+    fit, and some between the fullest and those, where a packing scheduler may put them. A round's time and its journal record do not
+    grow with the cluster then.
+
+    Args:
+        room: Of all nodes.
+        stages: Those of the pipeline.
+        needs: CPU (millicores) and memory (MiB) of a stage's replica; of one that has none yet its bounds' least.
     """
     if len(room.nodes) <= _NODES_ALL:
         return room
     kept = {place for place, node in enumerate(room.nodes) if node.held}
     for stage in stages:
-        widths = ((_width(node, stage), place) for place, node in enumerate(room.nodes))
-        able = [place for width, place in sorted(each for each in widths if each[0] is not None)]
+        least = needs.get(stage.name, (stage.limits.cpu_min, stage.limits.memory_min))
+        widths = ((_width(node, stage, *least), place) for place, node in enumerate(room.nodes))
+        able = [place for _, place in sorted(each for each in widths if each[0] is not None)]
         rest = able[:-_ROOMIEST]
         kept.update(able[-_ROOMIEST:], rest[:: max(1, -(-len(rest) // _BETWEEN))])
     return ClusterRoom(tuple(room.nodes[place] for place in sorted(kept)))
 
 
-def _width(node: NodeRoom, stage: StageView) -> int | None:
-    """How roomy a node is for a stage: its widest card, or its CPU; None where no replica fits on it however little it is given."""
-    limits = stage.limits
-    if node.free_cpu < limits.cpu_min or node.free_memory < limits.memory_min:
+def _width(node: NodeRoom, stage: StageView, cpu: int, memory: int) -> int | None:
+    """How roomy a node is for a stage: its widest card, or its CPU; None where it has no CPU or memory for a replica, or no card at all."""
+    if node.free_cpu < cpu or node.free_memory < memory:
         return None
     if not stage.uses_gpu:
         return node.free_cpu
     widest = max((card.free_milli for card in node.gpus if card.free_memory >= stage.gpu_memory), default=0)
-    return widest if widest >= limits.gpu_milli_min else None
+    return widest if widest >= stage.limits.gpu_milli_min else None
 
 
 def _node(node: NodeState, pods: Sequence[PodState], key: str) -> NodeRoom:

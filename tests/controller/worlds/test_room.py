@@ -12,10 +12,11 @@ from tests.controller.situations import allocations, chain
 VIEW = chain()
 FEW, MANY = 24, 300
 SEEDS = st.integers(0, 10**6)
+NEEDS = {name: (each.cpu, each.memory) for name, each in allocations().items()}
 
 
 def cluster(seed: int, nodes: int, held: int = 0) -> ClusterRoom:
-    """Nodes with room for CPU stages on each, and whatever is left on their cards; the first ``held`` hold a replica."""
+    """Nodes with whatever is left on them, many without CPU for a replica; the first ``held`` hold one."""
     rooms, draw = [], random.Random(seed)
     for number in range(nodes):
         own = {"infer": 1} if number < held else {}
@@ -23,7 +24,7 @@ def cluster(seed: int, nodes: int, held: int = 0) -> ClusterRoom:
             GpuRoom(draw.randrange(0, 1001, 25), Mebibytes(draw.choice([0, 65536])), own if card == 0 else {})
             for card in range(4)
         ]
-        cpu = Millicores(draw.randrange(8_000, 64_000))
+        cpu = Millicores(draw.choice([0, 400, 999, draw.randrange(1_000, 64_000)]))
         rooms.append(NodeRoom(f"node-{number}", cpu, Mebibytes(131_072), own, tuple(cards)))
     return ClusterRoom(tuple(rooms))
 
@@ -35,13 +36,13 @@ def replicas(stage: str, more: int) -> Action:
 @given(SEEDS, st.integers(0, FEW))
 def test_of_a_small_cluster_every_node_is_looked_at(seed: int, nodes: int) -> None:
     room = cluster(seed, nodes)
-    assert narrowed(room, VIEW.stages) is room
+    assert narrowed(room, VIEW.stages, NEEDS) is room
 
 
 @given(SEEDS, st.integers(0, 10))
 def test_of_a_large_cluster_the_nodes_that_matter_are_whatever_its_size(seed: int, held: int) -> None:
     room = cluster(seed, MANY, held)
-    kept = narrowed(room, VIEW.stages)
+    kept = narrowed(room, VIEW.stages, NEEDS)
     assert len(kept.nodes) <= held + 8 * len(VIEW.stages)
     places = [room.nodes.index(node) for node in kept.nodes]
     assert places == sorted(places)
@@ -54,9 +55,9 @@ def test_replicas_that_fit_anywhere_fit_on_the_nodes_that_matter(seed: int, node
     for stage in VIEW.stages:
         action = replicas(stage.name, more)
         everywhere = misfit(VIEW, allocations(), action, room)
-        assert misfit(VIEW, allocations(), action, narrowed(room, VIEW.stages)) == everywhere
+        assert misfit(VIEW, allocations(), action, narrowed(room, VIEW.stages, NEEDS)) == everywhere
 
 
 def test_a_cluster_without_room_offers_none() -> None:
     full = ClusterRoom(tuple(NodeRoom(f"node-{n}", Millicores(0), Mebibytes(0)) for n in range(MANY)))
-    assert narrowed(full, VIEW.stages).nodes == ()
+    assert narrowed(full, VIEW.stages, {}).nodes == ()
