@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from controller.cluster import NodeState, PodState, parse_node, parse_pod
 from controller.pods import PodIndex
+from controller.state import StageView
 from controller.worlds.room import Rooms, cluster_room
 from sair.kube.changes import Added, Deleted, Malformed, Modified, Synced
 from tests.controller.workloads import raw_node, raw_pod
@@ -77,3 +78,17 @@ def test_a_node_that_changed_is_added_up_again() -> None:
     smaller = replace(first, cpu=type(first.cpu)(100))
     assert rooms.of({"node-a": smaller}, "default/a").nodes[0].free_cpu == 100
     assert rooms.of({}, "default/a").nodes == ()
+
+
+def test_of_many_nodes_those_with_replicas_and_those_that_have_what_a_replica_takes_are_looked_at() -> None:
+    index = PodIndex()
+    one = pod(1, "node-0", "a", True, 0)
+    index.fold(Added("default/pod-1", one, "1"))
+    nodes = {name: node(name) for name in (f"node-{number}" for number in range(60))}
+    for name in list(nodes)[1:50]:
+        nodes[name] = replace(nodes[name], cpu=type(one.cpu)(one.cpu - 1))
+    stages = (StageView("s", (), uses_gpu=True),)
+    seen = [each.name for each in Rooms(index).of(nodes, "default/a", stages).nodes]
+    assert seen[0] == "node-0"
+    assert 4 <= len(seen[1:]) <= 8
+    assert set(seen[1:]) <= set(list(nodes)[50:])
