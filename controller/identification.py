@@ -269,14 +269,22 @@ def _measurements(
 
 
 def _full_batch(fit: StageFit, stage: StageObservation, batch: float, window_s: float) -> tuple[float, bool]:
-    """What to believe of the largest batch after a window, and whether it is known: from a queue that was there all the time."""
+    """What to believe of the largest batch after a window, and whether it is known: from a queue that was there all the time.
+
+    Both ends of a window may show a queue by chance. Where batches are told by size, most of them must have been as large as the largest.
+    """
     if stage.mean_batch is None:
         return fit.batch_max, fit.batch_known
+    told = _usable(stage)
+    largest = float(max((each.size for each in told), default=math.ceil(batch)))
     lowest = min(stage.queue_depth, stage.queue_depth - stage.queue_slope * window_s)
     if lowest > 2.0 * stage.ready * batch and stage.ready > 0:
-        return float(max(1, round(batch))), True
+        if not told:
+            return float(max(1, round(batch))), True
+        if sum(each.services for each in told if each.size == largest) > sum(each.services for each in told) / 2:
+            return largest, True
     if fit.batch_known:
-        return max(fit.batch_max, float(math.ceil(batch))), True
+        return max(fit.batch_max, largest), True
     if batch <= _BATCHES_FROM:
         return fit.batch_max, False
     return max(fit.batch_max, _USUAL_BATCH, float(math.ceil(2.0 * batch))), False

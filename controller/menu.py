@@ -11,7 +11,8 @@ from controller.experience import Outcome
 from controller.frontier import GLOBAL, load_bucket
 from controller.guardrails import Case, breached, judge
 from controller.knowledge import Knowledge
-from controller.planning import Plan, violation
+from controller.peak import lasting_rate
+from controller.planning import Plan, exchange, violation
 from controller.retrieval import Prediction, Recollection
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
@@ -53,7 +54,7 @@ class Digest:
     violation: float
     """By how much it misses them; 0 if safe."""
     violation_later: float
-    """The same once every replica of it is ready."""
+    """The same once every replica of it is ready, at the rate that lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,10 @@ class Candidate:
     number: int
     action: Action
     origin: str
-    """plan, memory, bottleneck, release or hold."""
+    """exchange, plan, memory, bottleneck, release or hold."""
     digest: Digest
+    leads_to_usd: float | None = None
+    """Of an exchange: $/h once it is through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def compose(
     offered: dict[Action, str] = {}
 
     def offer(action: Action, origin: str) -> bool:
-        admitted, _ = judge(_unrefused(action, case), case)
+        admitted = _admitted(action, case)
         if admitted and admitted not in offered:
             offered[admitted] = origin
             return True
@@ -131,6 +134,13 @@ def compose(
     for action in planned:
         if sum(origin == "plan" for origin in offered.values()) < _PLANNED_MOST:
             offer(action, "plan")
+    swap = plan and exchange(case.model, case.current, plan, case.situation.latency_limit_s, case.situation.room)
+    if (
+        swap
+        and not any(each.on(swap.stage).replicas < 0 for each in offered)
+        and _admitted(swap.action, case) == swap.action
+    ):
+        offered[swap.action] = "exchange"
     remembered = 0
     for each in recollections:
         if remembered < _RECOLLECTED_MOST and each.experience.action and len(offered) < room_left:
@@ -142,10 +152,15 @@ def compose(
     chosen = [*list(offered.items())[:room_left], (HOLD, "hold")]
     digests = _digests(knowledge, case, [action for action, _ in chosen], context, hot, tuning)
     candidates = tuple(
-        Candidate(number, action, origin, digest)
+        Candidate(number, action, origin, digest, swap.cost_per_hour if swap and origin == "exchange" else None)
         for number, ((action, origin), digest) in enumerate(zip(chosen, digests, strict=True))
     )
     return Menu(candidates, recollections, plan, hot, case)
+
+
+def _admitted(action: Action, case: Case) -> Action:
+    """What the guardrails leave of it, without the rises that were refused lately."""
+    return judge(_unrefused(action, case), case)[0]
 
 
 def _unrefused(action: Action, case: Case) -> Action:
@@ -222,6 +237,9 @@ def _digests(
     bucket = GLOBAL if tuning.frontier_scope == "global" else load_bucket(observation.arrivals_per_s)
     frontier = knowledge.frontiers.at(bucket)
     learned = knowledge.memory.predict(context, actions, tuning)
+    lasting = min(
+        model.arrivals_per_s, tuning.load_margin * lasting_rate(knowledge.learned.peaks, situation.now, tuning)
+    )
     digests = []
     for action, lesson in zip(actions, learned, strict=True):
         after = project_all(current, action)
@@ -242,7 +260,9 @@ def _digests(
                 last_outcome=_last(knowledge, lesson),
                 safe=model.complete and lacking <= 1e-6 and not breached(situation),
                 violation=lacking,
-                violation_later=violation(model, model.forecast(after), situation.latency_limit_s),
+                violation_later=violation(
+                    model, model.forecast(after, arrivals_per_s=lasting), situation.latency_limit_s
+                ),
             )
         )
     return digests

@@ -16,6 +16,7 @@ __all__ = [
     "awaited_peak",
     "expected_rate",
     "kept_rate",
+    "lasting_rate",
     "peak_to_serve",
     "recent_peak",
     "record",
@@ -47,6 +48,8 @@ _PEAK_WINDOW_S: Final = 5.0
 _CHANCE_IN_PEAKS: Final = 2.5
 _CHANCE_IN_RATES: Final = 1.0
 """Standard deviations by which the highest of two minutes' 5 s peaks, and of four rounds' rates, lie above a steady Poisson rate."""
+_CHANCE_EVER: Final = 3.0
+"""The same of the highest of ever so many rounds, beyond what was taken off already: less is no peak to remember."""
 _HALF_LIVES_PER_GAP: Final = 4.0
 """At least 3 are needed for a remembered burst to be still worth 80 % when the next one comes."""
 
@@ -103,10 +106,11 @@ def record(peaks: Peaks, rate: float, peak: float, now: float, tuning: Tuning) -
             gaps = (*gaps, now - burst_s)[-_GAPS_KEPT:]
         burst_s = now
     faded = remembered_peak(peaks, now, tuning)
-    higher = peak >= faded
+    high = _beyond_chance(peak, base, tuning)
+    higher = high >= faded
     # A pattern that goes on does not fade because its highest burst was some bursts ago.
     alive = higher or (bursting and peak >= _ALIVE_FROM * faded)
-    kept = peak if higher else faded
+    kept = high if higher else faded
     return replace(
         peaks,
         recent=(*((at, value) for at, value in peaks.recent if now - at <= _HISTORY_S), (now, peak)),
@@ -119,6 +123,11 @@ def record(peaks: Peaks, rate: float, peak: float, now: float, tuning: Tuning) -
         in_burst=bursting,
         gaps=gaps,
     )
+
+
+def _beyond_chance(peak: float, base: float, tuning: Tuning) -> float:
+    """A peak; where chance alone brings one so high in an hour, the slow mean."""
+    return peak if peak > base + _CHANCE_EVER * math.sqrt(base / tuning.window_s) else min(peak, base)
 
 
 def half_life_s(peaks: Peaks, tuning: Tuning) -> float:
@@ -152,6 +161,12 @@ def peak_to_serve(peaks: Peaks, now: float, tuning: Tuning) -> float:
     if not waits or not peaks.recent or peaks.recent[-1][1] > usual:
         return recent_peak(peaks, now, tuning.recent_peak_window_s)
     return max(value for at, value in peaks.recent if value <= usual and at >= min(young_s, peaks.recent[-1][0]))
+
+
+def lasting_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
+    """What at least two of the last rounds reached: for a replica that takes minutes to start one window is no reason."""
+    young = sorted(value for at, value in peaks.recent if now - at <= tuning.recent_peak_window_s)
+    return young[-2] if len(young) > 1 else recent_peak(peaks, now, tuning.recent_peak_window_s)
 
 
 def usual_rate(peaks: Peaks) -> float:
@@ -214,12 +229,15 @@ def awaited_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:
 
 
 def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
-    """What the replicas at their highest knobs must be able to serve: max(1.2 · remembered peak, 1.3 · current or next rate).
+    """What the replicas at their highest knobs must be able to serve: max(1.2 · remembered peak, 1.25 · current or next rate).
 
     While the load moves and memory does not cover the pattern yet, 3 · current rate. With ``remember_peaks`` off the peak of the last
     15 minutes takes the place of the remembered one.
     """
-    peak = awaited_peak(peaks, now, tuning) if tuning.remember_peaks else recent_peak(peaks, now, _HISTORY_S)
+    if tuning.remember_peaks:
+        peak = awaited_peak(peaks, now, tuning)
+    else:
+        peak = _beyond_chance(recent_peak(peaks, now, _HISTORY_S), peaks.base, tuning)
     wary = tuning.uncovered_factor * _risen(peaks, tuning) if _watched_s(peaks, now) < tuning.covered_after_s else 0.0
     return max(wary, tuning.covered_factor * expected_rate(peaks), tuning.remembered_factor * peak)
 

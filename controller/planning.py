@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,16 @@ from controller.state import (
 )
 from sair.quantities import GpuRate, Millicores
 
-__all__ = ["Plan", "cheapest", "steps_towards", "violation"]
+__all__ = ["Exchange", "Plan", "cheapest", "exchange", "steps_towards", "violation"]
 
 _MOVE_PENALTY: Final = 0.03
 """What adding or removing a replica must save at least, as a share of the stage's cost: replicas are slow to come back."""
 
 _NEARLY: Final = 0.05
+_EXCHANGE_RAISES: Final = 2
+"""Rounds that a share may rise before the replica goes."""
+_EXCHANGE_SAVES: Final = 0.05
+"""What that must save in the end, as a share of the pipeline's cost: until then it costs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,16 @@ class Plan:
     cost_per_hour: float
     feasible: bool
     """Keeps the latency limit and the reserve."""
+
+
+class Exchange(NamedTuple):
+    """A replica for a larger share of the others, in two or three rounds."""
+
+    stage: str
+    action: Action
+    """The first step."""
+    cost_per_hour: float
+    """Once the replica is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +265,8 @@ def _delta(name: str, now: Allocation, target: Allocation) -> StageDelta:
     )
 
 
-def _variants(delta: StageDelta) -> Iterator[StageDelta]:
-    """The delta, its knobs one by one, its rises alone and its falls alone."""
+def _variants(delta: StageDelta, uses_gpu: bool) -> Iterator[StageDelta]:
+    """The delta, its knobs one by one, its rises alone and its falls alone; a replica less also with the most that a share may rise."""
     yield delta
     for knob in ("replicas", "cpu", "gpu_milli"):
         yield StageDelta(delta.stage, **{knob: getattr(delta, knob)})
@@ -260,6 +274,8 @@ def _variants(delta: StageDelta) -> Iterator[StageDelta]:
     yield StageDelta(delta.stage, min(0, delta.replicas), min(0, delta.cpu), 0, min(0, delta.gpu_milli))
     if abs(delta.gpu_milli) > GPU_STEP_MILLI:
         yield replace(delta, gpu_milli=int(delta.gpu_milli / 2 / GPU_STEP_MILLI) * GPU_STEP_MILLI)
+    if delta.replicas < 0 and uses_gpu:
+        yield replace(delta, gpu_milli=GPU_STEPS_MOST * GPU_STEP_MILLI)
 
 
 def violation(model: PipelineModel, forecast: Forecast, limit_s: float) -> float:
@@ -280,7 +296,10 @@ def steps_towards(
     Ordered by how little they miss (P99, utilisation, reserve), then by cost.
     """
     whole = [_delta(stage.name, current[stage.name], plan.targets[stage.name]) for stage in model.view.stages]
-    parts = [list(dict.fromkeys(each for each in _variants(delta) if each)) for delta in whole]
+    parts = [
+        list(dict.fromkeys(each for each in _variants(delta, stage.uses_gpu) if each))
+        for delta, stage in zip(whole, model.view.stages, strict=True)
+    ]
     singles = [(each,) for variants in parts for each in variants]
     pairs = [
         pair
@@ -296,6 +315,47 @@ def steps_towards(
         ranked.append((lacking, forecast.cost_per_hour, len(action.deltas), action))
     ranked.sort(key=lambda each: each[:3])
     return [action for *_, action in ranked[:12] if misfit(model.view, current, action, room) is None]
+
+
+def exchange(
+    model: PipelineModel, current: Mapping[str, Allocation], plan: Plan, limit_s: float, room: ClusterRoom
+) -> Exchange | None:
+    """The way to a plan's fewer replicas with a larger share each, where it begins with a step that costs more.
+
+    A share rises by at most 0.2 in a round, and no replica may go before the others can do without it: what is cheaper lies behind what is
+    dearer, so that no comparison of single steps gets there.
+    """
+    best: Exchange | None = None
+    ceiling = (1.0 - _EXCHANGE_SAVES) * effective_cost(current.values(), model.tuning.prices)
+    for name, now in current.items():
+        target = plan.targets[name]
+        if now.gpu_rate is None or target.replicas >= now.replicas:
+            continue
+        at, first = dict(current), None
+        for _ in range(_EXCHANGE_RAISES):
+            wanted = _delta(name, at[name], target)
+            rise = StageDelta(name, cpu=max(0, wanted.cpu), gpu_milli=wanted.gpu_milli)
+            if rise.gpu_milli <= 0:
+                break
+            first = first or Action((rise,))
+            at = _bounded(model, project_all(at, Action((rise,))))
+            usd = _least_usd(model, at, _delta(name, at[name], target), limit_s)
+            if usd < ceiling:
+                if misfit(model.view, current, first, room) is None:
+                    best, ceiling = Exchange(name, first, usd), usd
+                break
+    return best
+
+
+def _least_usd(model: PipelineModel, at: Mapping[str, Allocation], step: StageDelta, limit_s: float) -> float:
+    """$/h after a step, or after it with the highest share that one may add, whichever misses nothing; infinite if neither does."""
+    least = math.inf
+    for share in (step.gpu_milli, GPU_STEPS_MOST * GPU_STEP_MILLI):
+        after = _bounded(model, project_all(at, Action((replace(step, gpu_milli=share),))))
+        forecast = model.forecast(after, only_ready=True)
+        if violation(model, forecast, limit_s) <= 1e-6:
+            least = min(least, forecast.cost_per_hour)
+    return least
 
 
 def _bounded(model: PipelineModel, allocations: dict[str, Allocation]) -> dict[str, Allocation]:

@@ -64,7 +64,7 @@ class Tuning:
 
     recent_peak_window_s: float = 90.0
     """Over how long the recent peak is taken that the knobs are set for."""
-    load_margin: float = 1.05
+    load_margin: float = 1.065
     """Factor on the recent peak for the spread of arrivals within a round."""
     reserve: bool = True
     """Guardrail 10: replicas at their highest knobs must cover the recent and the remembered peak."""
@@ -75,7 +75,7 @@ class Tuning:
     others wait for."""
     uncovered_factor: float = 3.0
     """Reserve as a multiple of the current rate until memory covers the pattern."""
-    covered_factor: float = 1.3
+    covered_factor: float = 1.25
     """The same afterwards."""
     covered_after_s: float = 750.0
     """After how long of watching memory counts as covering the pattern."""

@@ -213,10 +213,11 @@ def _candidates(candidates: Sequence[Candidate], ids: Mapping[str, str]) -> str:
     lines = ["Candidates (number: action | predicted P99, cost, reward ± uncertainty, support, safe):"]
     for number, each in enumerate(candidates, 1):
         d = each.digest
+        after = "" if each.leads_to_usd is None else f", leads to ${each.leads_to_usd:.2f}/h with a replica less"
         last = f", last time P99/SLO {d.last_outcome.latency_ratio:.2f}" if d.last_outcome else ""
         lines.append(
             f"{number}: {_action(each.action, ids)} | {_predicted(d)}, ${d.cost_per_hour:.2f}/h, {d.reward:+.2f} ± {d.uncertainty:.2f}, "
-            f"{d.support:.1f}, {'yes' if d.safe else 'no'}{last}"
+            f"{d.support:.1f}, {'yes' if d.safe else 'no'}{after}{last}"
         )
     return "\n".join(lines)
 

@@ -21,7 +21,9 @@ _WORTH_A_REPLICA: Final = 0.3
 _NOTICEABLE: Final = 0.1
 """What part of that something that acts at once must take off for replicas to wait."""
 
-_REST: Final = 4
+_MUCH: Final = 0.05
+"""What a step must save at once to go before an exchange."""
+_REST: Final = 6
 
 
 def decide(menu: Menu) -> Proposal:
@@ -61,15 +63,20 @@ def _needs_replicas(menu: Menu) -> bool:
 
 
 def _order(candidate: Candidate, menu: Menu) -> int:
-    """Releases before rises, the plan's before others: a plan whose steps the guardrails cut must not freeze the pipeline."""
-    cheaper = candidate.digest.cost_per_hour < menu.hold.digest.cost_per_hour
-    if candidate.origin == "plan" and cheaper:
+    """Releases before rises, the plan's before others: a plan whose steps the guardrails cut must not freeze the pipeline. What begins an
+    exchange goes before small releases, of which there is one in nearly every round."""
+    cost, now = candidate.digest.cost_per_hour, menu.hold.digest.cost_per_hour
+    if candidate.origin == "plan" and cost < (1.0 - _MUCH) * now:
         return 0
-    if candidate.digest.cost_per_hour < (1.0 - _WORTHWHILE) * menu.hold.digest.cost_per_hour:
+    if candidate.origin == "exchange":
         return 1
-    if candidate.origin == "plan" and _leads(menu):
+    if candidate.origin == "plan" and cost < now:
         return 2
-    return _REST if candidate.action else 3
+    if cost < (1.0 - _WORTHWHILE) * now:
+        return 3
+    if candidate.origin == "plan" and _leads(menu):
+        return 4
+    return _REST if candidate.action else 5
 
 
 def _leads(menu: Menu) -> bool:

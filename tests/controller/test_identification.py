@@ -166,6 +166,19 @@ def test_full_batches_are_believed_larger_than_mean_ones_until_a_saturated_stage
     assert learn([saturated], fit).batch_max == 4.0
 
 
+def test_a_queue_that_both_ends_of_a_window_show_by_chance_does_not_tell_the_largest_batch() -> None:
+    def sized(*services: float) -> StageObservation:
+        batches = tuple(BatchTimes(size, count, 0.02 + 0.005 * size) for size, count in enumerate(services, 1))
+        return at(500, batch=4.0, queue_depth=100.0, queue_slope=1.0, batches=batches)
+
+    fit = learn([at(500, batch=5.0)])
+    assert learn([sized(2, 2, 4, 4, 2, 1)], fit).batch_max == 10.0
+    full = learn([sized(1, 0, 1, 1, 0, 12)], fit)
+    assert full.batch_max == 6.0
+    assert learn([sized(1, 1, 1, 1, 1, 1, 1)], full).batch_max == 7.0  # larger ones there are after all
+    assert learn([replace(sized(3, 4), queue_depth=0.0)], full).batch_max == 6.0
+
+
 @pytest.mark.parametrize("service", [None, math.nan, math.inf, 0.0, -1.0, 1e18])
 def test_a_service_time_that_is_none_teaches_nothing(service: float | None) -> None:
     fit = learn([at(500)])

@@ -11,6 +11,7 @@ from controller.peak import (
     expected_rate,
     half_life_s,
     kept_rate,
+    lasting_rate,
     peak_to_serve,
     recent_peak,
     record,
@@ -67,6 +68,29 @@ def test_chance_alone_makes_no_peak() -> None:
         peaks = record(peaks, float(counts[15:].mean()), float(fives.max()), now, TUNING)
         found.append(recent_peak(peaks, now, TUNING.recent_peak_window_s))
     assert np.mean(found[10:]) == pytest.approx(20.0, rel=0.05)
+
+
+@pytest.mark.parametrize("rate", [8.0, 50.0])
+def test_the_highest_of_many_rounds_of_a_steady_load_is_no_peak_to_remember(rate: float) -> None:
+    generator = np.random.default_rng(5)
+    steady = [float(generator.poisson(15 * rate)) / 15 for _ in range(200)]
+    peaks, now = watch(steady)
+    of_chance = 1.2 * max(value for _, value in peaks.recent)
+    calm = max(1.25 * usual_rate(peaks), 1.2 * peaks.base)
+    assert calm < of_chance
+    for tuning in (TUNING, Tuning(remember_peaks=False)):
+        assert reserve_rate(peaks, now, tuning) == pytest.approx(calm, rel=0.02)
+    peaks, now = watch([2 * rate], peaks=peaks, begin_s=now + 30)
+    assert reserve_rate(peaks, now, TUNING) > 2 * rate
+
+
+def test_what_lasts_is_what_two_rounds_reached() -> None:
+    peaks, now = watch([50.0] * 10 + [100.0])
+    assert lasting_rate(peaks, now, TUNING) == pytest.approx(50.0, rel=NEARLY)
+    peaks, now = watch([100.0], peaks=peaks, begin_s=now + 30)
+    assert lasting_rate(peaks, now, TUNING) == pytest.approx(100.0, rel=NEARLY)
+    assert lasting_rate(*watch([50.0]), TUNING) == pytest.approx(50.0, rel=NEARLY)
+    assert lasting_rate(Peaks(), 0.0, TUNING) == 0.0
 
 
 def test_the_recent_peak_forgets_what_lies_outside_its_window() -> None:

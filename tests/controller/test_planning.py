@@ -1,11 +1,12 @@
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.capacity import misfit
 from controller.guardrails import Case
-from controller.planning import Plan, cheapest, steps_towards, violation
+from controller.planning import Exchange, Plan, cheapest, exchange, steps_towards, violation
 from controller.state import Allocation, ClusterRoom, Observation, project_all
 from controller.tuning import Tuning
 from tests.controller.situations import allocations, case, observation, room
@@ -136,3 +137,47 @@ def test_where_the_plan_is_what_there_is_no_step_is_left() -> None:
     assert final.cost_per_hour <= of.model.forecast(of.current).cost_per_hour
     if final.targets == follow.current:
         assert steps(follow) == []
+
+
+def swap(of: Case) -> Exchange | None:
+    return exchange(of.model, of.current, plan(of), of.situation.latency_limit_s, of.situation.room)
+
+
+def two(milli: int, rate: float = 40.0) -> Case:
+    """Two replicas that share a card; one with the whole of it would do."""
+    at = allocations(pre=2, infer=2, post=1, gpu_milli=milli)
+    here = room(free_milli=1000 - milli, held={name: each.replicas for name, each in at.items()})
+    return case(observation(at, rate), here, Tuning(reserve=False))
+
+
+def test_fewer_replicas_with_a_larger_share_are_reached_by_way_of_what_costs_more() -> None:
+    of = two(450)
+    assert plan(of).targets["infer"].replicas == 1
+    first = swap(of)
+    assert first is not None
+    assert [str(delta) for delta in first.action.deltas] == ["infer: ρ +0.1"]
+    between = two(550)
+    assert between.model.forecast(between.current).cost_per_hour > of.model.forecast(of.current).cost_per_hour
+    last = steps_towards(between.model, between.current, plan(between), 0.2125, between.situation.room)[0]
+    assert last.on("infer").replicas == -1
+    after = between.model.forecast(project_all(between.current, last), only_ready=True)
+    assert violation(between.model, after, 0.2125) == 0
+    assert after.cost_per_hour == pytest.approx(first.cost_per_hour, rel=0.05)
+    assert after.cost_per_hour < 0.95 * of.model.forecast(of.current).cost_per_hour
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        pytest.param(two(450, 60.0), id="two are needed"),
+        pytest.param(two(350), id="two small ones are cheaper"),
+    ],
+)
+def test_nothing_is_exchanged_that_does_not_pay(of: Case) -> None:
+    assert swap(of) is None
+
+
+def test_nothing_is_exchanged_where_the_cards_do_not_hold_the_larger_shares() -> None:
+    at = allocations(pre=2, infer=2, post=1, gpu_milli=450)
+    full = room(free_milli=0, held={name: each.replicas for name, each in at.items()})
+    assert swap(case(observation(at), full, Tuning(reserve=False))) is None

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,46 @@ def test_replicas_wait_while_something_that_acts_at_once_helps() -> None:
     action = decide(of).action.on("infer")
     assert action.gpu_milli > 0
     assert action.replicas == 0
+
+
+def test_an_exchange_goes_before_small_releases_and_ends_with_a_replica_less() -> None:
+    view, calm = chain(slo_s=0.08), replace(TUNING, reserve=False)
+
+    def tight(at: dict[str, Allocation]) -> Menu:
+        observed = observation(at, 30.0, slo_s=0.08, p99_s=0.05)
+        situation = Situation(view, observed, packed_room(at), observed.time_s)
+        return rounds.candidates(experienced(observed, slo_s=0.08), situation, calm)
+
+    at = allocations(pre=3, infer=2, post=2, gpu_milli=600)
+    begin = tight(at)
+    chosen, now = begin[decide(begin).candidate or 0], begin.hold.digest
+    assert chosen.origin == "exchange"
+    assert str(chosen.action) == "infer: ρ +0.2"
+    assert any(each.origin == "plan" and each.digest.cost_per_hour < now.cost_per_hour for each in begin.candidates)
+    assert chosen.digest.cost_per_hour > now.cost_per_hour > (chosen.leads_to_usd or math.inf)
+    then = tight(project_all(at, chosen.action))
+    last = then[decide(then).candidate or 0]
+    assert last.action.on("infer").replicas == -1
+    assert last.digest.cost_per_hour == pytest.approx(chosen.leads_to_usd, rel=0.05)
+    assert not any(each.origin == "exchange" for each in then.candidates)  # one step will do
+
+
+def test_a_replica_is_not_added_for_what_a_single_window_shows() -> None:
+    at = allocations(pre=6, infer=1, post=4, gpu_milli=1000)
+    tuning = replace(TUNING, reserve=False)
+    high = observation(at, 100.0)
+    situation = Situation(chain(), high, packed_room(at), high.time_s)
+
+    def later(high_rounds: int) -> Menu:
+        knowledge = experienced(replace(observation(at, 60.0), time_s=high.time_s - 30 * high_rounds))
+        for ago in range(high_rounds - 1, -1, -1):
+            knowledge = rounds.observe(knowledge, chain(), replace(high, time_s=high.time_s - 30 * ago), tuning)
+        return rounds.candidates(knowledge, situation, tuning)
+
+    once, twice = later(1), later(2)
+    assert once.hold.digest.violation > 1
+    assert decide(once).action.on("infer").replicas == 0
+    assert decide(twice).action.on("infer").replicas > 0
 
 
 def test_room_is_not_spent_on_next_to_nothing() -> None:
