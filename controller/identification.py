@@ -45,7 +45,9 @@ _KEPT_AFTER_SURPRISE: Final = 0.3
 _BATCHES_FROM: Final = 1.02
 _USUAL_BATCH: Final = 8.0
 """Largest batch of a stage that was seen to batch at all, until it is known: what inference servers are usually set to, or more.
-Believing in less than there is keeps replicas for a reserve that the others would have covered."""
+Believing in less than there is keeps replicas for a reserve that the others would have covered; in more, gives up those that it needs."""
+_BUSY: Final = 0.85
+"""Part of a window in which replicas serve from which on what they take at once is all that they can."""
 
 _LEAST_S: Final = 1e-6
 _MOST_S: Final = 1e4
@@ -76,7 +78,8 @@ class StageFit:
     updated_s: float = 0.0
     observations: int = 0
     batch_max: float = 1.0
-    """Largest batch that is believed in: the usual one, twice the largest mean one seen, or what was seen when saturated."""
+    """Largest batch that is believed in: the usual one, the largest seen (or where sizes are not told twice the largest mean), or what was
+    seen when saturated."""
     batch_known: bool = False
     """The stage was seen saturated."""
 
@@ -269,25 +272,31 @@ def _measurements(
 
 
 def _full_batch(fit: StageFit, stage: StageObservation, batch: float, window_s: float) -> tuple[float, bool]:
-    """What to believe of the largest batch after a window, and whether it is known: from a queue that was there all the time.
+    """What to believe of the largest batch after a window, and whether it is known.
 
-    Both ends of a window may show a queue by chance. Where batches are told by size, most of them must have been as large as the largest.
+    Known it is from a window in which the replicas hardly ever waited and most batches were as large as the largest; from a stage that does
+    not tell sizes, where a queue was there all the time.
     """
     if stage.mean_batch is None:
         return fit.batch_max, fit.batch_known
     told = _usable(stage)
-    largest = float(max((each.size for each in told), default=math.ceil(batch)))
-    lowest = min(stage.queue_depth, stage.queue_depth - stage.queue_slope * window_s)
-    if lowest > 2.0 * stage.ready * batch and stage.ready > 0:
-        if not told:
-            return float(max(1, round(batch))), True
-        if sum(each.services for each in told if each.size == largest) > sum(each.services for each in told) / 2:
-            return largest, True
+    if told:
+        largest = float(max(each.size for each in told))
+        services = sum(each.services for each in told)
+        full = sum(each.services for each in told if each.size == largest)
+        busy = sum(each.services * each.mean_s for each in told) / (max(1, stage.ready) * window_s)
+        saturated = busy > _BUSY and full > services / 2 and services >= _SAMPLES_LEAST
+    else:
+        largest = max(1.0, float(round(batch)))
+        lowest = min(stage.queue_depth, stage.queue_depth - stage.queue_slope * window_s)
+        saturated = lowest > 2.0 * stage.ready * batch and stage.ready > 0
+    if saturated:
+        return largest, True
     if fit.batch_known:
         return max(fit.batch_max, largest), True
     if batch <= _BATCHES_FROM:
         return fit.batch_max, False
-    return max(fit.batch_max, _USUAL_BATCH, float(math.ceil(2.0 * batch))), False
+    return max(fit.batch_max, _USUAL_BATCH, largest if told else float(math.ceil(2.0 * batch))), False
 
 
 def _nonnegative(theta: Array, information: Array, phi: Array, measured: float) -> Array:

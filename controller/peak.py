@@ -231,15 +231,17 @@ def awaited_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:
 def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
     """What the replicas at their highest knobs must be able to serve: max(1.2 · remembered peak, 1.25 · current or next rate).
 
-    While the load moves and memory does not cover the pattern yet, 3 · current rate. With ``remember_peaks`` off the peak of the last
-    15 minutes takes the place of the remembered one.
+    While the load rises, of what it will be once a replica added now has started, and three times that until memory covers the pattern.
+    With ``remember_peaks`` off the peak of the last 15 minutes takes the place of the remembered one.
     """
     if tuning.remember_peaks:
         peak = awaited_peak(peaks, now, tuning)
     else:
         peak = _beyond_chance(recent_peak(peaks, now, _HISTORY_S), peaks.base, tuning)
-    wary = tuning.uncovered_factor * _risen(peaks, tuning) if _watched_s(peaks, now) < tuning.covered_after_s else 0.0
-    return max(wary, tuning.covered_factor * expected_rate(peaks), tuning.remembered_factor * peak)
+    factor = tuning.uncovered_factor if _watched_s(peaks, now) < tuning.covered_after_s else tuning.covered_factor
+    return max(
+        factor * _risen(peaks, tuning), tuning.covered_factor * expected_rate(peaks), tuning.remembered_factor * peak
+    )
 
 
 def kept_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:

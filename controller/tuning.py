@@ -64,7 +64,7 @@ class Tuning:
 
     recent_peak_window_s: float = 90.0
     """Over how long the recent peak is taken that the knobs are set for."""
-    load_margin: float = 1.065
+    load_margin: float = 1.07
     """Factor on the recent peak for the spread of arrivals within a round."""
     reserve: bool = True
     """Guardrail 10: replicas at their highest knobs must cover the recent and the remembered peak."""

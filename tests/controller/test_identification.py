@@ -166,17 +166,36 @@ def test_full_batches_are_believed_larger_than_mean_ones_until_a_saturated_stage
     assert learn([saturated], fit).batch_max == 4.0
 
 
-def test_a_queue_that_both_ends_of_a_window_show_by_chance_does_not_tell_the_largest_batch() -> None:
-    def sized(*services: float) -> StageObservation:
-        batches = tuple(BatchTimes(size, count, 0.02 + 0.005 * size) for size, count in enumerate(services, 1))
-        return at(500, batch=4.0, queue_depth=100.0, queue_slope=1.0, batches=batches)
+def sized(*services: float, mean_s: float = 2.0) -> StageObservation:
+    """Two replicas served so many batches of one, two, three … tasks in a window of 15 s."""
+    batches = tuple(BatchTimes(size, count, mean_s) for size, count in enumerate(services, 1))
+    mean = sum(each.size * each.services for each in batches) / sum(services)
+    return at(500, batch=mean, queue_depth=100.0, queue_slope=1.0, batches=batches)
 
+
+def test_the_largest_batch_is_known_from_replicas_that_never_waited_and_mostly_filled_it() -> None:
     fit = learn([at(500, batch=5.0)])
-    assert learn([sized(2, 2, 4, 4, 2, 1)], fit).batch_max == 10.0
+    assert fit.batch_max == 10.0
     full = learn([sized(1, 0, 1, 1, 0, 12)], fit)
-    assert full.batch_max == 6.0
-    assert learn([sized(1, 1, 1, 1, 1, 1, 1)], full).batch_max == 7.0  # larger ones there are after all
-    assert learn([replace(sized(3, 4), queue_depth=0.0)], full).batch_max == 6.0
+    assert (full.batch_max, full.batch_known) == (6.0, True)
+    assert learn([sized(1, 1, 1, 1, 1, 1, 1)], full).batch_max == 7.0  # there are larger ones after all
+    assert learn([sized(3, 4, mean_s=0.5)], full).batch_max == 6.0
+    assert learn([sized(15)], fit).batch_max == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        pytest.param(sized(2, 2, 4, 4, 2, 1), "a queue at both ends of the window may be chance", id="few are full"),
+        pytest.param(sized(1, 0, 1, 1, 0, 12, mean_s=1.0), "crops of a frame always come together", id="it waited"),
+        pytest.param(sized(0, 4), "too few", id="four services"),
+        pytest.param(sized(15, mean_s=1.0), "there may just be nothing to batch", id="one by one"),
+    ],
+)
+def test_otherwise_the_usual_largest_batch_is_believed_in_or_the_largest_seen(seen: StageObservation, why: str) -> None:
+    fit = learn([at(500, batch=1.1)])
+    assert (learn([seen], fit).batch_max, learn([seen], fit).batch_known) == (8.0, False), why
+    assert learn([sized(0, 0, 0, 0, 0, 0, 0, 0, 1, 9, 3, mean_s=0.1)], fit).batch_max == 11.0
 
 
 @pytest.mark.parametrize("service", [None, math.nan, math.inf, 0.0, -1.0, 1e18])
