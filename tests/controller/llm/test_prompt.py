@@ -191,3 +191,11 @@ async def test_what_a_replica_will_do_once_it_is_ready_is_told_beside_what_it_do
     ready = replace(menu, candidates=(replace(first, digest=replace(starting, p99_later_s=0.607)), *others))
     text = "\n".join(str(dict(message)["content"]) for message in ask(knowledge, ready, "menu", rng()).messages)
     assert "| 607 ms, " in text
+
+
+async def test_of_an_exchange_the_prompt_tells_what_it_leads_to(scene: Scene) -> None:
+    knowledge, menu = scene
+    first, *others = menu.candidates
+    menu = replace(menu, candidates=(replace(first, leads_to_usd=1.984), *others))
+    text = "\n".join(str(dict(message)["content"]) for message in ask(knowledge, menu, "menu", rng()).messages)
+    assert text.count(", leads to $1.98/h with a replica less") == 1
