@@ -16,7 +16,7 @@ _WORTHWHILE: Final = 0.02
 """What a plan must save of the present cost before a pipeline that lacks nothing is touched."""
 
 _NEXT_TO_NOTHING: Final = 0.01
-_WORTH_A_REPLICA: Final = 0.3
+_WORTH_A_REPLICA: Final = 0.1
 """What must be lacking, as a share of what may be, for a replica to be added for it."""
 _NOTICEABLE: Final = 0.1
 """What part of that something that acts at once must take off for replicas to wait."""
