@@ -18,7 +18,6 @@ Job = Run | Static
 Results = Mapping[Job, Any]
 """Of a run its Course, of a Static its cost in $/h."""
 
-_FROM_ROUND_20_S: Final = 20 * suites.ROUND_S
 _BEHIND_S: Final = 60.0
 """Requests that arrive so long after a burst still count as its: its queue may have to be worked off."""
 
@@ -97,8 +96,8 @@ def _wrong(results: Results, seeds: Sequence[int]) -> Sheet:
         for workload in suites.WRONG:
             for seed in seeds:
                 ours = results[suites.wrong(pipeline, workload, seed)]
-                truth.add(ours, results[suites.wrong(pipeline, workload, seed, "truth")], _FROM_ROUND_20_S)
-                off.add(ours, results[suites.wrong(pipeline, workload, seed, change=_OFF)], _FROM_ROUND_20_S)
+                truth.add(ours, results[suites.wrong(pipeline, workload, seed, "truth")], suites.FROM_ROUND_20_S)
+                off.add(ours, results[suites.wrong(pipeline, workload, seed, change=_OFF)], suites.FROM_ROUND_20_S)
         against_off.extend(off)
         cost, misses = float(np.mean(truth.cost)), float(np.mean(truth.misses))
         sheet.add(f"{pipeline}: cost against the truth", percent(truth.cost), "<= +10 %", cost <= 0.1)
@@ -233,13 +232,12 @@ def runs_of_suites(seeds: Sequence[int]) -> list[tuple[str, list[Run]]]:
 def _mpc(results: Results, seeds: Sequence[int]) -> Sheet:
     sheet = Sheet("4 Against MPC: the same policy, memory off, its own best setting")
     for suite, jobs in runs_of_suites(seeds):
-        since_s = _FROM_ROUND_20_S if suite == "wrong prior" else 0.0
         whole = Pairs()
         for pipeline, workload in dict.fromkeys((job.pipeline, job.workload) for job in jobs):
             cell = Pairs()
             for job in jobs:
                 if (job.pipeline, job.workload) == (pipeline, workload):
-                    cell.add(results[job], results[suites.mpc(job, suite)], since_s)
+                    cell.add(results[job], results[suites.mpc(job, suite)], suites.judged_from_s(job, suite))
             whole.extend(cell)
             if suite == "others":
                 sheet.add(f"{pipeline}, {workload}", str(cell), "<= +2 %, +0.3 pt", cell.even)

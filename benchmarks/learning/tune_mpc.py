@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.learning import suites
 from benchmarks.learning.bars import runs_of_suites
@@ -22,10 +23,11 @@ def main(names: Sequence[str]) -> None:
     for suite, jobs in runs_of_suites([TUNING_SEED]):
         if names and suite not in names:
             continue
-        plain = np.array([_figures(suites.mpc(job, suite, (0.85, ()))) for job in jobs])
+        since_s = [suites.judged_from_s(job, suite) for job in jobs]
+        plain = _figures([suites.mpc(job, suite, (0.85, ())) for job in jobs], since_s)
         scored = []
         for number, setting in enumerate(suites.MPC_GRID):
-            found = np.array([_figures(suites.mpc(job, suite, setting)) for job in jobs])
+            found = _figures([suites.mpc(job, suite, setting) for job in jobs], since_s)
             misses, cost = float(found[:, 0].mean()), float((found[:, 1] / plain[:, 1]).mean())
             each = float((found[:, 1] / plain[:, 1] / (1.0 - found[:, 0])).mean())
             print(
@@ -36,9 +38,10 @@ def main(names: Sequence[str]) -> None:
         print(f"{suite}: {suites.MPC_GRID[min(scored)[1]]}", flush=True)
 
 
-def _figures(job: Run) -> tuple[float, float]:
-    course = run(job)
-    return course.misses(), course.usd_per_hour()
+def _figures(jobs: Sequence[Run], since_s: Sequence[float]) -> NDArray[np.float64]:
+    """Misses and $/h of each run, where it is judged."""
+    courses = [run(job) for job in jobs]
+    return np.array([(each.misses(at), each.usd_per_hour(at)) for each, at in zip(courses, since_s, strict=True)])
 
 
 if __name__ == "__main__":
