@@ -38,7 +38,6 @@ _STARTS_S: Final = 180.0
 """A replica with a GPU takes 30 to 440 s to start."""
 _RISE_SIGNIFICANCE: Final = 3.0
 _GAPS_WAITED: Final = 3.0
-_LONGER_BY_CHANCE: Final = 0.02
 _GAPS_LEAST: Final = 3
 _UNEVEN: Final = 0.3
 """Coefficient of variation of so many gaps or more from which on bursts come at random times."""
@@ -207,13 +206,9 @@ def _risen(peaks: Peaks, tuning: Tuning) -> float:
 
 def _expected(peaks: Peaks, now: float, tuning: Tuning) -> bool:
     """Bursts may still come. One that is overdue is history, remembered but not waited for: by three of the longest gaps, or where the
-    gaps are few or uneven by more than one in fifty would be if bursts came at random, (0.02^(−1/n) − 1) · Σ gaps, up to the half-life."""
-    if not peaks.gaps:
-        return now - peaks.remembered_s <= half_life_s(peaks, tuning)
-    by_chance_s = 0.0
-    if len(peaks.gaps) < _GAPS_LEAST or _variation(peaks.gaps) > _UNEVEN:
-        by_chance_s = (math.pow(_LONGER_BY_CHANCE, -1.0 / len(peaks.gaps)) - 1.0) * sum(peaks.gaps)
-    patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps), min(by_chance_s, half_life_s(peaks, tuning)))
+    gaps are few or uneven by the half-life, for those that come at random may leave out as much."""
+    known = len(peaks.gaps) >= _GAPS_LEAST and _variation(peaks.gaps) <= _UNEVEN
+    patience_s = max(_HOLD_S, _GAPS_WAITED * max(peaks.gaps)) if known else half_life_s(peaks, tuning)
     return now - peaks.remembered_s <= patience_s
 
 
@@ -224,8 +219,10 @@ def _variation(gaps: Sequence[float]) -> float:
 
 
 def awaited_peak(peaks: Peaks, now: float, tuning: Tuning) -> float:
-    """The remembered peak while bursts may still come; 0 if none is waited for."""
-    return remembered_peak(peaks, now, tuning) if _expected(peaks, now, tuning) else 0.0
+    """The remembered peak while bursts may still come, unfaded where more than one has; 0 if none is waited for."""
+    if not _expected(peaks, now, tuning):
+        return 0.0
+    return peaks.remembered if peaks.gaps else remembered_peak(peaks, now, tuning)
 
 
 def reserve_rate(peaks: Peaks, now: float, tuning: Tuning) -> float:
