@@ -104,6 +104,8 @@ def _offered(recorded: RecordedRound) -> Iterator[str]:
     for number, offer in enumerate(menu):
         d = offer.digest
         mark = "safe" if d.safe else "not safe"
+        if offer.leads_to_usd is not None:
+            mark += f", leads to {_dollars(offer.leads_to_usd)} with a replica less"
         yield (
             f"  {number}. {offer.action} ({offer.origin}): P99 {_ms(d.p99_s)}, {_dollars(d.cost_per_hour)}, reward {_signed(d.reward)} "
             f"± {_number(d.uncertainty)}, {d.support:.1f} experiences speak for it, {mark}"

@@ -94,7 +94,10 @@ def decision_record(report: RoundReport) -> dict[str, str]:
             [{"id": r.experience.id, "score": r.score, "similarity": r.similarity} for r in menu.recollections]
         )
         record["menu_json"] = _json(
-            [{"action": str(c.action), "origin": c.origin, "digest": c.digest} for c in menu.candidates]
+            [
+                {"action": str(c.action), "origin": c.origin, "digest": c.digest, "leads_to_usd": c.leads_to_usd}
+                for c in menu.candidates
+            ]
         )
     if decision is not None:
         record |= {

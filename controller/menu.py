@@ -12,7 +12,7 @@ from controller.frontier import GLOBAL, load_bucket
 from controller.guardrails import Case, breached, judge
 from controller.knowledge import Knowledge
 from controller.peak import lasting_rate
-from controller.planning import Plan, exchange, violation
+from controller.planning import NOTHING, Plan, exchange, violation
 from controller.retrieval import Prediction, Recollection
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
@@ -258,7 +258,7 @@ def _digests(
                 uncertainty=lesson.deviation,
                 support=lesson.support,
                 last_outcome=_last(knowledge, lesson),
-                safe=model.complete and lacking <= 1e-6 and not breached(situation),
+                safe=model.complete and lacking <= NOTHING and not breached(situation),
                 violation=lacking,
                 violation_later=violation(
                     model, model.forecast(after, arrivals_per_s=lasting), situation.latency_limit_s

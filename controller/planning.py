@@ -27,7 +27,10 @@ from controller.state import (
 )
 from sair.quantities import GpuRate, Millicores
 
-__all__ = ["Exchange", "Plan", "cheapest", "exchange", "steps_towards", "violation"]
+__all__ = ["NOTHING", "Exchange", "Plan", "cheapest", "exchange", "steps_towards", "violation"]
+
+NOTHING: Final = 1e-6
+"""A violation up to this is none."""
 
 _MOVE_PENALTY: Final = 0.03
 """What adding or removing a replica must save at least, as a share of the stage's cost: replicas are slow to come back."""
@@ -353,7 +356,7 @@ def _least_usd(model: PipelineModel, at: Mapping[str, Allocation], step: StageDe
     for share in (step.gpu_milli, GPU_STEPS_MOST * GPU_STEP_MILLI):
         after = _bounded(model, project_all(at, Action((replace(step, gpu_milli=share),))))
         forecast = model.forecast(after, only_ready=True)
-        if violation(model, forecast, limit_s) <= 1e-6:
+        if violation(model, forecast, limit_s) <= NOTHING:
             least = min(least, forecast.cost_per_hour)
     return least
 

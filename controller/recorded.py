@@ -49,6 +49,8 @@ class Offer(msgspec.Struct, frozen=True):
     action: str
     origin: str
     digest: OfferedDigest
+    leads_to_usd: float | None = None
+    """Absent in records of before there were exchanges."""
 
 
 class Reflex(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ a card shrinks), at every moment and in whatever order things become known:
 * A grant is written together with the wish it grants, in one change of the pod: kubelet is slow to show a second one soon after the
   first. A wish is written alone only where it must wait, for everybody to see; not while a neighbour is just giving its share up.
 
-One module, though it is a little long: every rule above holds because all of them change one state in one place.
+Longer than 400 lines, in one module: every rule above holds because all of them change one state in one place.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ def main(
             help="One of " + ", ".join(BARS) + ", ablations; several times. All but the ablations by default."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many.", min=2, max=100)] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="How many; what varies most takes two or four times as many.", min=2, max=100)
+    ] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds: a look, no verdict to rely on.")] = False,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
     first_seed: Annotated[int, typer.Option(help="Of the seeds; tuning used others.", min=0)] = FIRST_SEED,

@@ -31,19 +31,25 @@ class Bar:
     judge: Callable[[Results, Sequence[int]], Sheet]
 
 
+_TIMES: Final[Mapping[str, int]] = {"steady": 4, "bursts-poisson": 2, "stopped": 2}
+"""How many times the seeds some figures take. Whether one replica or two were right in hindsight moves a steady load's cost by 14 per
+cent from seed to seed; a run has three to eight later bursts at Poisson times, at gaps that differ tenfold; whether two or three replicas
+are left once bursts have stopped moves its cost by 7 per cent, more than the bar."""
+
+
+def _enough(seeds: Sequence[int], what: str) -> range:
+    return range(seeds[0], seeds[0] + _TIMES.get(what, 1) * len(seeds))
+
+
+def _told(what: str) -> str:
+    return f" ({_TIMES[what]}x the seeds)" if what in _TIMES else ""
+
+
 # 1: no freeze
 
 
-_STEADY_SEEDS: Final = 4
-"""Times the seeds of the other figures: whether one replica or two were right in hindsight moves a seed's cost by 14 per cent."""
-
-
-def _more(seeds: Sequence[int], times: int) -> range:
-    return range(seeds[0], seeds[0] + times * len(seeds))
-
-
 def _steady_jobs(seeds: Sequence[int]) -> list[Job]:
-    pairs = [_steady_pair(pipeline, seed) for pipeline in suites.NAMES for seed in _more(seeds, _STEADY_SEEDS)]
+    pairs = [_steady_pair(pipeline, seed) for pipeline in suites.NAMES for seed in _enough(seeds, "steady")]
     return [job for pair in pairs for job in pair]
 
 
@@ -54,10 +60,10 @@ def _steady_pair(pipeline: str, seed: int) -> tuple[Static, Run]:
 
 def _steady(results: Results, seeds: Sequence[int]) -> Sheet:
     title = "1 No freeze: steady load, begun at 3x its right-sized static allocation; from round 10 on"
-    sheet = Sheet(f"{title} ({_STEADY_SEEDS}x the seeds)")
+    sheet = Sheet(title + _told("steady"))
     for pipeline in suites.NAMES:
         ratios, late, misses = [], [], []
-        for seed in _more(seeds, _STEADY_SEEDS):
+        for seed in _enough(seeds, "steady"):
             static, ours = _steady_pair(pipeline, seed)
             course: Course = results[ours]
             half = (ours.settled_s + ours.duration_s) / 2
@@ -109,17 +115,7 @@ def _wrong(results: Results, seeds: Sequence[int]) -> Sheet:
 
 # 3: recurring bursts
 
-_AT_RANDOM: Final = "bursts-poisson"
-_AT_RANDOM_SEEDS: Final = 2
-"""Times the seeds of the other figures: a run has three to eight later bursts there, at gaps that differ tenfold."""
 _STOPPING: Final = ("bursts-regular",)
-_STOPPING_SEEDS: Final = 2
-"""Times the seeds of the other figures: whether two or three replicas are left is worth 7 per cent of cost from seed to seed, more than
-the bar."""
-
-
-def _burst_seeds(workload: str, seeds: Sequence[int]) -> range:
-    return _more(seeds, _AT_RANDOM_SEEDS if workload == _AT_RANDOM else 1)
 
 
 def _carried(pipeline: str, workload: str, seed: int, seeds: Sequence[int]) -> Run:
@@ -131,12 +127,12 @@ def _carried(pipeline: str, workload: str, seed: int, seeds: Sequence[int]) -> R
 def _burst_jobs(seeds: Sequence[int]) -> list[Job]:
     jobs: list[Job] = []
     for workload in suites.BURSTS:
-        enough = _burst_seeds(workload, seeds)
+        enough = _enough(seeds, workload)
         for pipeline, _, seed in suites.pairs([workload], enough):
             jobs.append(suites.bursting(pipeline, workload, seed))
             jobs.append(suites.bursting(pipeline, workload, seed, suites.LAST_QUARTER))
             jobs.append(_carried(pipeline, workload, seed, enough))
-    for pipeline, workload, seed in suites.pairs(_STOPPING, _more(seeds, _STOPPING_SEEDS)):
+    for pipeline, workload, seed in suites.pairs(_STOPPING, _enough(seeds, "stopped")):
         jobs.append(suites.after_bursts(pipeline, workload, seed)[0])
         jobs.append(suites.after_bursts(pipeline, workload, seed, suites.LAST_QUARTER)[0])
     return jobs
@@ -148,7 +144,7 @@ def _bursts(results: Results, seeds: Sequence[int]) -> Sheet:
     )
     for workload in suites.BURSTS:
         for pipeline in suites.NAMES:
-            _burst_lines(sheet, results, _burst_seeds(workload, seeds), pipeline, workload)
+            _burst_lines(sheet, results, _enough(seeds, workload), pipeline, workload)
     return sheet
 
 
@@ -173,9 +169,7 @@ def _burst_lines(sheet: Sheet, results: Results, seeds: Sequence[int], pipeline:
                 later.add(course, begin, end)
             if factor <= 1.2 * max(each[2] for each in [*before, *seen[:place]]):
                 carried.add(results[again], begin, end)
-    name = f"{pipeline}, {workload.removeprefix('bursts-')}"
-    if workload == _AT_RANDOM:
-        name += f" ({_AT_RANDOM_SEEDS}x the seeds)"
+    name = f"{pipeline}, {workload.removeprefix('bursts-')}{_told(workload)}"
     bar = 0.1 * first.share
     text = f"{100 * later.share:.2f} % of the requests; the first {100 * first.share:.1f} %"
     sheet.add(f"{name}: misses from the third burst on", text, "<= a tenth", later.share <= bar)
@@ -185,12 +179,12 @@ def _burst_lines(sheet: Sheet, results: Results, seeds: Sequence[int], pipeline:
     sheet.add(f"{name}: cost against 15 minutes' peak", percent(cost), "<= +5 %", float(np.mean(cost)) <= 0.05)
     if workload in _STOPPING:
         stopped = []
-        for seed in _more(seeds, _STOPPING_SEEDS):
+        for seed in _enough(seeds, "stopped"):
             job, since_s = suites.after_bursts(pipeline, workload, seed)
             other, _ = suites.after_bursts(pipeline, workload, seed, suites.LAST_QUARTER)
             stopped.append(results[job].usd_per_hour(since_s) / results[other].usd_per_hour(since_s) - 1.0)
         sheet.add(
-            f"{name}: cost a half-life after ({_STOPPING_SEEDS}x the seeds)",
+            f"{name}: cost a half-life after{_told('stopped')}",
             percent(stopped),
             "<= +5 %",
             float(np.mean(stopped)) <= 0.05,

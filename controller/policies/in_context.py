@@ -6,11 +6,9 @@ from typing import Final
 
 from controller.decision import Proposal
 from controller.menu import Candidate, Menu
+from controller.planning import NOTHING
 
 __all__ = ["decide"]
-
-_LITTLE: Final = 1e-6
-
 
 _WORTHWHILE: Final = 0.02
 """What a plan must save of the present cost before a pipeline that lacks nothing is touched."""
@@ -35,7 +33,7 @@ def decide(menu: Menu) -> Proposal:
     """
     hold = menu.hold
     saving = hold.digest.cost_per_hour - menu.plan.cost_per_hour if menu.plan else 0.0
-    if hold.digest.violation <= _LITTLE and saving < _WORTHWHILE * hold.digest.cost_per_hour:
+    if hold.digest.violation <= NOTHING and saving < _WORTHWHILE * hold.digest.cost_per_hour:
         return Proposal(hold.action, "in-context", _why(hold, menu), hold.number)
     best = min(menu.candidates, key=lambda each: _rank(each, menu))
     return Proposal(best.action, "in-context", _why(best, menu), best.number)
@@ -91,6 +89,8 @@ def _why(candidate: Candidate, menu: Menu) -> str:
     digest, situation = candidate.digest, menu.case.situation
     plan = menu.plan
     aim = f"; aim ${plan.cost_per_hour:.2f}/h" if plan else "; not every stage has been measured yet"
+    if candidate.leads_to_usd is not None:
+        aim += f", by way of ${candidate.leads_to_usd:.2f}/h with a replica less"
     return (
         f"predicted P99 {digest.p99_s * 1000:.0f} ms of {situation.view.slo_s * 1000:.0f} ms at ${digest.cost_per_hour:.2f}/h"
         f" (set for {menu.case.model.arrivals_per_s:.1f} requests/s){aim}"

@@ -74,6 +74,17 @@ async def test_what_a_guardrail_refused_and_what_was_not_granted_is_told(store: 
     assert "  inference gpu_rate 0.5: refused in part or whole, 0.3 granted, because no card has room" in lines
 
 
+async def test_of_an_exchange_it_is_told_what_it_leads_to(store: Store) -> None:
+    await recorded_run(store, 100)
+    rounds, _ = await history(store)
+    menu = json.loads(rounds[-1].decision["menu_json"])
+    menu[0] |= {"origin": "exchange", "leads_to_usd": 1.984}
+    del menu[1]["leads_to_usd"]  # as before there were any
+    lines = explain(replace(rounds[-1], decision={**rounds[-1].decision, "menu_json": json.dumps(menu)}), KEY)
+    assert [", leads to $1.98/h with a replica less" in line for line in lines if "(exchange)" in line] == [True]
+    assert sum("leads to" in line for line in lines) == 1
+
+
 async def test_a_round_without_metrics_says_why_nothing_was_decided(store: Store) -> None:
     await recorded_run(store, 100)
     rounds, _ = await history(store)

@@ -188,7 +188,7 @@ def test_the_largest_batch_is_known_from_replicas_that_never_waited_and_mostly_f
     [
         pytest.param(sized(2, 2, 4, 4, 2, 1), "a queue at both ends of the window may be chance", id="few are full"),
         pytest.param(sized(1, 0, 1, 1, 0, 12, mean_s=1.0), "crops of a frame always come together", id="it waited"),
-        pytest.param(sized(0, 4), "too few", id="four services"),
+        pytest.param(sized(0, 4, mean_s=7.0), "too few", id="four services"),
         pytest.param(sized(15, mean_s=1.0), "there may just be nothing to batch", id="one by one"),
     ],
 )

@@ -164,6 +164,15 @@ def test_while_the_load_moves_what_may_come_by_the_time_a_replica_has_started_is
     assert reserve_rate(known, now, TUNING) < TUNING.uncovered_factor * 60.0, "after that memory covers the pattern"
 
 
+def test_a_rising_load_is_reserved_for_as_it_will_be_once_memory_covers_the_pattern_too() -> None:
+    rising, now = watch([30.0 + number for number in range(40)])
+    usual, pace_per_s = usual_rate(rising), 1.0 / 30.0
+    then = usual + math.sqrt(usual / TUNING.window_s) + 180.0 * pace_per_s
+    assert now > TUNING.covered_after_s
+    assert reserve_rate(rising, now, TUNING) == pytest.approx(TUNING.covered_factor * then, rel=0.02)
+    assert then > 1.05 * expected_rate(rising)
+
+
 def test_bursts_that_are_long_overdue_are_remembered_but_not_waited_for() -> None:
     peaks, now = watch(bursts(12, 5) + [50.0] * 50)
     assert remembered_peak(peaks, now, TUNING) > 100.0
@@ -188,6 +197,18 @@ def test_bursts_at_uneven_gaps_are_waited_for_as_long_as_chance_may_take() -> No
         assert len(peaks.gaps) == 4
         assert now - peaks.remembered_s > 3 * max(peaks.gaps)
         assert (awaited_peak(peaks, now, TUNING) > 100.0) is waited
+
+
+@pytest.mark.parametrize(("rounds_later", "waited"), [(55, True), (62, False)])
+def test_after_bursts_close_to_each_other_the_next_is_waited_for_a_half_life_and_unfaded(
+    rounds_later: int, waited: bool
+) -> None:
+    # Gaps of 90 s by chance say nothing of the next, which may be half an hour.
+    peaks, now = watch([50.0] * 10 + bursts(3, 3) + [50.0] * rounds_later)
+    assert peaks.gaps == (90.0, 90.0)
+    awaited = awaited_peak(peaks, now, TUNING)
+    assert awaited == (peaks.remembered if waited else 0.0)
+    assert remembered_peak(peaks, now, TUNING) < 0.75 * peaks.remembered
 
 
 def test_knobs_are_set_for_a_known_burst_only_while_it_lasts() -> None:

@@ -83,6 +83,7 @@ def cluster(_chosen: _Chosen, bars: Bars, request: pytest.FixtureRequest) -> Ite
 def harness(cluster: Cluster) -> Cluster:
     """The same, where it may be damaged: its nodes and its API server can be taken away."""
     if isinstance(cluster, ForeignCluster):
+        # Only where somebody asks for it by SAIR_E2E_KUBECONFIG; what breaks nodes must not run there.
         pytest.skip("needs a cluster whose nodes and control plane it can stop; this one is somebody else's")
     return cluster
 

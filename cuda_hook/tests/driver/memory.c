@@ -1,5 +1,6 @@
 /* Device memory by every path the driver offers. Addresses are real (unpopulated) mappings, so that copies work.
- * In one file, because all paths give out blocks of one card under one lock. */
+ * Longer than 400 lines, in one file: all paths (contexts, pools, streams, the host, graphs) give out blocks of one card under one lock, and
+ * what one path takes another frees. Its statics would have to be shared to divide it. */
 #include "driver.h"
 
 #include <stdlib.h>

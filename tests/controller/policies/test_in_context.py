@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from controller import round as rounds
 from controller.decision import Situation
 from controller.menu import Menu
+from controller.planning import exchange
 from controller.policies.hold import hold
 from controller.policies.in_context import decide
 from controller.state import HOLD, Allocation, Observation, StageDelta, project_all
@@ -112,11 +113,19 @@ def test_an_exchange_goes_before_small_releases_and_ends_with_a_replica_less() -
     assert str(chosen.action) == "infer: ρ +0.2"
     assert any(each.origin == "plan" and each.digest.cost_per_hour < now.cost_per_hour for each in begin.candidates)
     assert chosen.digest.cost_per_hour > now.cost_per_hour > (chosen.leads_to_usd or math.inf)
+    assert f"by way of ${chosen.leads_to_usd:.2f}/h with a replica less" in decide(begin).reason
     then = tight(project_all(at, chosen.action))
     last = then[decide(then).candidate or 0]
     assert last.action.on("infer").replicas == -1
     assert last.digest.cost_per_hour == pytest.approx(chosen.leads_to_usd, rel=0.05)
-    assert not any(each.origin == "exchange" for each in then.candidates)  # one step will do
+
+
+def test_where_one_step_will_do_no_exchange_is_offered() -> None:
+    of = menu(allocations(pre=2, infer=2, post=1, gpu_milli=400), 30.0, tuning=replace(TUNING, reserve=False))
+    assert of.plan is not None
+    assert exchange(of.case.model, of.case.current, of.plan, 0.2125, of.case.situation.room) is not None
+    assert any(each.action.on("infer").replicas < 0 for each in of.candidates)
+    assert not any(each.origin == "exchange" for each in of.candidates)
 
 
 def test_a_replica_is_not_added_for_what_a_single_window_shows() -> None:
