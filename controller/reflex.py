@@ -12,7 +12,7 @@ from controller.cost import effective_cost
 from controller.identification import StageFit, fitted_curve
 from controller.knowledge import Learned
 from controller.model import ServiceCurve, capacity_per_s
-from controller.peak import awaited_peak, remembered_peak, usual_rate
+from controller.peak import awaited_peak, usual_rate
 from controller.prediction import visits
 from controller.state import (
     CPU_STEP,
@@ -131,8 +131,8 @@ def react(
 
     Enough is added to serve what arrives and to empty the queue within ``reflex_drain_s``, in whole steps of the grid, inside the
     stage's bounds, the cluster's room and the budget. Once one stage is alarmed, the others are raised to what enters the pipeline:
-    the queue would only move on to them; and where arrivals have left the usual, at once to the whole reserve. A burst that memory
-    waits for is met so before anything is queued, with all the CPU that the reserve counts on. What analogues foresee is raised to
+    the queue would only move on to them; and where arrivals have left the usual while memory waits for a burst, at once to the whole
+    reserve. Such a burst is met before anything is queued, with all the CPU that the reserve counts on. What analogues foresee is raised to
     before it comes. A queue that stays where the model sees capacity enough contradicts the model and is believed: the stage gets
     one step.
 
@@ -201,11 +201,12 @@ def _expected(learned: Learned, tuning: Tuning) -> float:
 
 
 def _foreseen(learned: Learned, entering_per_s: float, tuning: Tuning) -> float:
-    """What to raise to once arrivals leave the usual: at once to all that is held in reserve, because a burst is steeper than one look."""
+    """What to raise to once arrivals leave the usual: at once to all that is held in reserve, because a burst is steeper than one look, as
+    long as memory waits for one. Otherwise to what enters: chance too brings a count of half a second beyond the usual."""
     usual = usual_rate(learned.peaks)
     if not tuning.remember_peaks or entering_per_s <= tuning.burst_ratio * usual:
         return entering_per_s
-    peak = remembered_peak(learned.peaks, learned.peaks.updated_s, tuning)
+    peak = awaited_peak(learned.peaks, learned.peaks.updated_s, tuning)
     # With what is kept in reserve beyond it: what piled up before this look has to be served as well.
     return max(entering_per_s, tuning.remembered_factor * peak)
 

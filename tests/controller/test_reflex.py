@@ -257,9 +257,12 @@ def test_chance_in_a_short_count_is_no_burst() -> None:
     assert surge_rate(BURSTY, 0.01, TUNING) == math.inf, "more than any burst that is known"
 
 
-def test_bursts_that_are_no_longer_waited_for_are_not_watched_for() -> None:
-    over = replace(BURSTY.peaks, remembered_s=BURSTY.peaks.updated_s - 7200.0)
-    assert surge_rate(replace(BURSTY, peaks=over), 0.5, TUNING) == math.inf
+def test_bursts_that_are_no_longer_waited_for_are_neither_watched_for_nor_raised_to() -> None:
+    over = replace(BURSTY, peaks=replace(BURSTY.peaks, remembered_s=BURSTY.peaks.updated_s - 2400.0))
+    assert surge_rate(over, 0.5, TUNING) == math.inf
+    by_chance = gauges({"infer": 120.0}, arrivals=90.0)
+    without = react(over, VIEW, by_chance, room(), replace(TUNING, remember_peaks=False))
+    assert react(over, VIEW, by_chance, room(), TUNING) == without != HOLD
 
 
 @pytest.mark.parametrize(
