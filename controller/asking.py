@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from controller.decision import Decision
 from controller.journal import RoundReport
-from controller.resuming import not_granted
+from controller.remainder import not_granted
 from controller.state import Action, Allocation, KnobOutcome
 from controller.watcher import Watcher
 from controller.worlds.base import World

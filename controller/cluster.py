@@ -21,6 +21,7 @@ from sair.annotations import (
 )
 from sair.errors import InvalidInput, WireError
 from sair.inventory import Card, parse_inventory
+from sair.pipeline import REPLICAS_MOST
 from sair.quantities import GpuRate, Mebibytes, Millicores, parse_quantity
 from sair.wire import field
 
@@ -137,7 +138,8 @@ class ScaleTarget:
 
 
 def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
-    """Parse a raw Deployment or StatefulSet; malformed annotations become its ``problem``, because others must go on.
+    """Parse a raw Deployment or StatefulSet; malformed annotations, or more replicas than a stage may have, become its ``problem``,
+    because others must go on.
 
     Raises:
         WireError: If it is no workload at all.
@@ -145,9 +147,11 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
     template = field(raw, "spec", "template", default={})
     annotations = _annotations(template)
     spec, problem, meant = None, "", ""
+    replicas = int(field(raw, "spec", "replicas", default=1))
     if is_opted_in(annotations):
         meant = f"{_name(raw, 'namespace')}/{annotations.get(PIPELINE, '')}"
         try:
+            _judge_replicas(replicas)
             spec = parse_stage(annotations)
         except InvalidInput as error:
             problem = str(error)
@@ -157,7 +161,7 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
         namespace=_name(raw, "namespace"),
         name=_name(raw, "name"),
         uid=_name(raw, "uid"),
-        replicas=int(field(raw, "spec", "replicas", default=1)),
+        replicas=replicas,
         cpu=_cpu(chosen) or _DEFAULT_CPU,
         memory=_memory(chosen) or _DEFAULT_MEMORY,
         container=str(chosen.get("name", "")),
@@ -166,6 +170,12 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
         meant=meant,
         failure=_reason(_condition(raw, "ReplicaFailure"), "True"),
     )
+
+
+def _judge_replicas(replicas: int) -> None:
+    """Raises: InvalidInput: If a stage may not have so many."""
+    if replicas > REPLICAS_MOST:
+        raise InvalidInput("spec.replicas", replicas, f"at most {REPLICAS_MOST} replicas of a stage")
 
 
 def parse_pod(raw: Mapping[str, Any]) -> PodState:

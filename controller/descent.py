@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 from controller.case import Case, breached, each_delta, no_fall
 from controller.decision import Situation
-from controller.identification import fitted_curve
+from controller.granting import cores_of
+from controller.identification import fitted_curve, gpu_part
 from controller.prediction import StageModel
 from controller.reflex import queue_threshold_s
 from controller.state import Action, StageDelta, StageObservation, project, project_all
 
 __all__ = ["FreshMetrics", "Reserve", "SafeDescent", "growing", "stale"]
+
+_DOUBT: Final = 3.0
+"""Standard deviations of the fit: with that many a stage whose split was never measured is believed to use its GPU half of the time."""
 
 
 def growing(stage: StageObservation, threshold_s: float) -> bool:
@@ -24,11 +29,20 @@ def growing(stage: StageObservation, threshold_s: float) -> bool:
     return stage.queue_slope > 0 and stage.queue_depth > max(1.0, threshold_s * capacity)
 
 
-def _worked(seen: StageObservation) -> float:
-    """CPU utilisation without the core that a host thread keeps busy while it waits for the GPU: CUDA's synchronisation spins."""
-    if seen.allocation.gpu_rate is None or not math.isfinite(seen.gpu_utilisation):
+def _worked(seen: StageObservation, model: StageModel) -> float:
+    """CPU utilisation without the core that a host thread keeps busy while it waits for the GPU: CUDA's synchronisation spins.
+
+    It spins only while its replica serves and the GPU works. Where that is not told apart, all that the fit leaves in doubt is work.
+    """
+    rate, spun = seen.granted or seen.allocation.gpu_rate, max(0.0, seen.gpu_utilisation)
+    if rate is None or not math.isfinite(spun):
         return seen.cpu_utilisation
-    return max(0.0, seen.cpu_utilisation - max(0.0, seen.gpu_utilisation) / (seen.allocation.cpu / 1000))
+    if seen.service_s is not None and seen.ready > 0:
+        spun = min(spun, seen.departures_per_s * seen.service_s / seen.ready)
+    cores = cores_of(seen)
+    if not seen.gpu_measured:
+        spun *= gpu_part(model.fit, cores, rate.fraction, max(1.0, seen.mean_batch or 1.0), _DOUBT)
+    return max(0.0, seen.cpu_utilisation - spun / cores)
 
 
 def _at_full_batches(seen: StageObservation, model: StageModel) -> float:
@@ -39,7 +53,7 @@ def _at_full_batches(seen: StageObservation, model: StageModel) -> float:
     curve, batch = fitted_curve(model.fit), seen.mean_batch
     if batch is None or not 1.0 < batch < curve.batch_max:
         return 1.0
-    cores = seen.allocation.cpu / 1000
+    cores = cores_of(seen)
     share = seen.allocation.gpu_rate.fraction if seen.allocation.gpu_rate else 1.0
     return float(curve.service_s(cores, share, curve.batch_max) / curve.service_s(cores, share, batch))
 
@@ -114,17 +128,17 @@ class SafeDescent:
             return f"no service time of {delta.stage} is known yet"
         if delta.memory < 0:
             return f"nothing is known of the memory that {delta.stage} uses"
-        now, after = seen.allocation, project(seen.allocation, delta)
+        stage, now, after = case.model.stages[delta.stage], seen.allocation, project(seen.allocation, delta)
         if after.replicas < 1 or seen.ready < 1:
             return f"{delta.stage} would have no replica"
         served = seen.arrivals_per_s
-        peak = case.model.arrivals_per_s * case.model.stages[delta.stage].visits
+        peak = case.model.arrivals_per_s * stage.visits
         growth = max(1.0, peak / served) if served > 0 else 1.0
         fewer = seen.ready / max(1, min(after.replicas, seen.ready))
         limit = max(case.model.tuning.utilisation_limit, 1.0)
-        shares = [("CPU", _worked(seen), now.cpu / after.cpu)]
+        shares = [("CPU", _worked(seen, stage), max(now.cpu, seen.granted_cpu or 0) / after.cpu)]
         if now.gpu_rate and after.gpu_rate:
-            used = seen.gpu_utilisation * _at_full_batches(seen, case.model.stages[delta.stage])
+            used = seen.gpu_utilisation * _at_full_batches(seen, stage)
             shares.append(("GPU", used, now.gpu_rate.milli / after.gpu_rate.milli))
         for what, used, less in shares:
             touched = fewer > 1.0 or less > 1.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from controller.cluster import ScaleTarget, Workload
+from controller.model import PATHS_MOST, path_count
 from controller.state import Allocation, Limits, PipelineView, Rollback, StageView
 from sair.annotations import Bounds, StageSpec
 from sair.errors import InvalidInput
@@ -206,7 +207,10 @@ def _upstreams(specs: Mapping[str, StageSpec], conflicts: list[str]) -> dict[str
         if unknown:
             conflicts.append(f"stage {name} comes after {', '.join(unknown)}, which the pipeline does not have")
     try:
-        return {name: known[name] for name in topological_order(known)}
+        ordered = {name: known[name] for name in topological_order(known)}
+        if (paths := path_count(ordered)) > PATHS_MOST:
+            conflicts.append(f"{paths} paths lead through its stages, P99 is worked out along at most {PATHS_MOST}")
+        return ordered
     except InvalidInput as error:
         conflicts.append(str(error))
         return dict.fromkeys(sorted(specs), ())

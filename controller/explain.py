@@ -45,10 +45,18 @@ def _told(part: Callable[[RecordedRound], Iterator[str]], recorded: RecordedRoun
 
 def _seen(recorded: RecordedRound) -> Iterator[str]:
     reflexes = recorded.reflexes()
-    if reflexes:
-        yield f"Before it the reflex acted {len(reflexes)} times: " + "; ".join(
-            f"{each.action} at {each.time_s:.0f} s" for each in reflexes
+    acts = [each for each in reflexes if each.acted]
+    if acts:
+        yield f"Before it the reflex acted {len(acts)} times: " + "; ".join(
+            f"{each.action} at {each.time_s:.0f} s" for each in acts
         )
+    for each in reflexes:
+        for short in each.short:
+            wished, granted = (knob_value(short.knob, value) for value in (short.wished, short.granted))
+            yield (
+                f"  the reflex wished {short.stage} {short.knob} {wished} at {each.time_s:.0f} s: refused in part or whole, "
+                f"{granted} granted, because {short.reason or 'no reason given'}"
+            )
     seen = recorded.observation()
     if seen is None:
         yield (

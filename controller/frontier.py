@@ -10,13 +10,28 @@ from typing import Final
 
 from controller.experience import Outcome
 
-__all__ = ["GLOBAL", "REFERENCE", "Frontier", "Frontiers", "Holders", "Point", "dominates", "load_bucket", "point_of"]
+__all__ = [
+    "GLOBAL",
+    "LEAST_RATIO",
+    "REFERENCE",
+    "Frontier",
+    "Frontiers",
+    "Holders",
+    "Point",
+    "compares",
+    "dominates",
+    "load_bucket",
+    "point_of",
+]
 
 Point = tuple[float, float]
 """(ℓ, c): P99/SLO and cost/budget; less is better in both."""
 
 REFERENCE: Final[Point] = (1.1, 1.1)
 """Reference point of hypervolumes, in the scaled space (min(ℓ, 2)/2, c)."""
+
+LEAST_RATIO: Final = 1e-9
+"""A P99 or a cost of no more than this part of the SLO or of the budget is none: nothing finished, or nothing ran that has a price."""
 
 GLOBAL: Final = -1_000_000
 """Key of the frontier over all loads."""
@@ -28,6 +43,14 @@ _BUCKET_RATIO: Final = 1.5
 def point_of(outcome: Outcome) -> Point:
     """(ℓ, c) of an outcome."""
     return outcome.latency_ratio, outcome.cost_ratio
+
+
+def compares(point: Point) -> bool:
+    """Whether a point may be compared with others: finite, and something took time and cost something.
+
+    A round without requests has no P99 and one without replicas no cost: either would dominate the rounds that served somebody.
+    """
+    return all(LEAST_RATIO < ratio < math.inf for ratio in point)
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -63,9 +86,15 @@ class Frontier:
 
     def add(self, point: Point) -> Frontier:
         """The frontier with one more outcome; itself if the point is dominated, already there, or not finite."""
-        if point in self.points or not self.accepts(point) or not all(map(math.isfinite, point)):
+        if not self.accepts(point) or not all(map(math.isfinite, point)):
             return self
-        return Frontier(tuple(sorted([*(each for each in self.points if not dominates(point, each)), point])))
+        # Costs fall from point to point: what it dominates stands together, where it will stand itself.
+        first = last = bisect.bisect_left(self.points, (point[0], -math.inf))
+        while last < len(self.points) and self.points[last][1] >= point[1]:
+            last += 1
+        if point in self.points[first:last]:
+            return self
+        return Frontier((*self.points[:first], point, *self.points[last:]))
 
     def accepts(self, point: Point) -> bool:
         """Whether no point of the frontier dominates ``point``; a point equal to one of them is accepted."""
@@ -101,18 +130,16 @@ class Frontier:
         if not self.accepts(point):
             return 0.0
         x, y = _scaled(point)
-        area, ceiling = 0.0, REFERENCE[1]
-        left = x
+        place = bisect.bisect_left(self.points, point)
+        area, left, ceiling = 0.0, x, min(REFERENCE[1], self.points[place - 1][1]) if place else REFERENCE[1]
         # The region right of x and above y, minus what points further right and lower in cost cover of it.
-        for fx, fy in (_scaled(each) for each in self.points if each != point):
-            if fx <= x:
-                ceiling = min(ceiling, fy)
-                continue
-            if fx >= REFERENCE[0]:
-                break
-            area += max(0.0, fx - left) * max(0.0, ceiling - y)
-            left, ceiling = fx, min(ceiling, fy)
-        return area + max(0.0, REFERENCE[0] - left) * max(0.0, ceiling - y)
+        for each in self.points[place + (point in self.points[place : place + 1]) :]:
+            right, below = _scaled(each)
+            area += (right - left) * max(0.0, ceiling - y)
+            left, ceiling = right, min(ceiling, below)
+            if ceiling <= y:
+                return area
+        return area + (REFERENCE[0] - left) * max(0.0, ceiling - y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +153,16 @@ class Frontiers:
         return self.by_bucket.get(bucket, Frontier())
 
     def add(self, bucket: int, point: Point) -> Frontiers:
-        """With one more outcome, in its bucket's frontier and in the global one."""
+        """With one more outcome, in its bucket's frontier and in the global one; itself if the outcome compares with none."""
+        if not compares(point):
+            return self
         changed = {key: self.at(key).add(point) for key in (bucket, GLOBAL)}
         return Frontiers({**self.by_bucket, **changed})
 
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Which experiences stand on the frontier of their own load bucket: what memory writes and never evicts.
+    """Which experiences stand on the frontier of their own load bucket, one for each point: what memory writes and never evicts.
 
     Grows by one experience at a time: a round costs as much as its bucket's frontier is long, not as memory is.
     """
@@ -141,11 +170,12 @@ class Holders:
     by_bucket: Mapping[int, Mapping[str, Outcome]] = field(default_factory=dict)
 
     def add(self, identifier: str, bucket: int, outcome: Outcome) -> Holders:
-        """With one more experience; itself if another one dominates it or a coordinate is not finite."""
+        """With one more experience, in place of an older one with the same outcome; itself if another one dominates it or it compares with
+        none."""
         point, held = point_of(outcome), self.by_bucket.get(bucket, {})
-        if not all(map(math.isfinite, point)) or any(dominates(point_of(each), point) for each in held.values()):
+        if not compares(point) or any(dominates(point_of(each), point) for each in held.values()):
             return self
-        kept = {name: each for name, each in held.items() if not dominates(point, point_of(each))}
+        kept = {name: each for name, each in held.items() if not dominates(point, at := point_of(each)) and at != point}
         return Holders({**self.by_bucket, bucket: {**kept, identifier: outcome}})
 
     def __iter__(self) -> Iterator[tuple[str, int, Outcome]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from controller.state import (
     StageObservation,
 )
 
-__all__ = ["granted_action", "granted_allocations", "granted_of"]
+__all__ = ["cores_of", "granted_action", "granted_allocations", "granted_of", "most_cores", "most_milli"]
 
 
 def granted_allocations(observation: Observation) -> dict[str, Allocation]:
@@ -24,13 +25,29 @@ def granted_allocations(observation: Observation) -> dict[str, Allocation]:
 
 
 def granted_of(stage: StageObservation) -> Allocation:
-    """What a stage has: a share that was asked for and not granted, and replicas that found no room, have changed nothing."""
+    """What a stage has: what was asked for and not granted, and replicas that found no room, have changed nothing."""
     wished = stage.allocation
-    has = replace(wished, replicas=wished.replicas - stage.waiting)
-    if stage.granted is None or wished.gpu_rate is None:
-        return has
-    short = LOWEST_GPU_MILLI < stage.granted.milli < wished.gpu_rate.milli
-    return replace(has, gpu_rate=stage.granted) if short else has
+    cpu = min(wished.cpu, stage.granted_cpu or wished.cpu)
+    has = replace(wished, replicas=wished.replicas - stage.waiting, cpu=cpu)
+    return has if most_milli(stage) is None else replace(has, gpu_rate=stage.granted)
+
+
+def cores_of(stage: StageObservation) -> float:
+    """Cores that each replica really has."""
+    return (stage.granted_cpu or stage.allocation.cpu) / 1000
+
+
+def most_cores(stage: StageObservation) -> float:
+    """Cores that each replica has while more are wished for and not to be had; infinite where nothing is withheld."""
+    return cores_of(stage) if cores_of(stage) < stage.allocation.cpu / 1000 else math.inf
+
+
+def most_milli(stage: StageObservation) -> int | None:
+    """The GPU share that was granted where less was than wished for; nothing is concluded from a replica that nobody granted any."""
+    wished, granted = stage.allocation.gpu_rate, stage.granted
+    if wished is None or granted is None or not LOWEST_GPU_MILLI < granted.milli < wished.milli:
+        return None
+    return granted.milli
 
 
 def granted_action(action: Action, outcomes: Sequence[KnobOutcome]) -> Action:

@@ -10,10 +10,11 @@ from typing import Final
 import numpy as np
 
 from controller.batches import request_scv
+from controller.granting import cores_of
 from controller.model import Array, ServiceCurve
 from controller.state import BatchTimes, StageObservation
 
-__all__ = ["PRIOR_SCV", "StageFit", "fit_stage", "fitted_curve", "given_fit", "service_time_error"]
+__all__ = ["PRIOR_SCV", "StageFit", "fit_stage", "fitted_curve", "given_fit", "gpu_part", "service_time_error"]
 
 PRIOR_SCV: Final = 1.0
 """Squared coefficient of variation before anything is measured: exponential service, a cautious guess."""
@@ -99,11 +100,11 @@ def _shape(stage: StageObservation) -> tuple[float, float, float] | None:
     """Cores, share and batch that the replicas really had; None if the stage has no usable measurement."""
     rate = stage.granted or stage.allocation.gpu_rate
     service, batch = stage.service_s, stage.mean_batch
-    if service is None or not _LEAST_S < service < _MOST_S or stage.allocation.cpu <= 0:
+    if service is None or not _LEAST_S < service < _MOST_S or cores_of(stage) <= 0:
         return None
     if batch is None or not 1.0 <= batch <= _BATCH_MOST:
         batch = 1.0
-    return stage.allocation.cpu / 1000.0, rate.fraction if rate else 1.0, batch
+    return cores_of(stage), rate.fraction if rate else 1.0, batch
 
 
 def _features(cores: Array | float, rate: Array | float, batch: Array | float, uses_gpu: bool) -> Array:
@@ -333,6 +334,16 @@ def fitted_curve(fit: StageFit) -> ServiceCurve:
     if not fit.uses_gpu:
         gpu = setup_gpu = 0.0
     return ServiceCurve(fixed, cpu, gpu, fit.scv, setup, setup_gpu, fit.batch_max)
+
+
+def gpu_part(fit: StageFit, cores: float, rate: float, batch: float, caution: float) -> float:
+    """Which part of a service the GPU works, ``caution`` standard deviations below the fit: max(0, γᵀθ − caution · √(γᵀ Σ γ)) / φᵀθ,
+    γ being those of the features φ that go with the share."""
+    phi = _features(cores, rate, batch, fit.uses_gpu)
+    gamma = phi * np.array([0.0, 0.0, 1.0, 0.0, 1.0])
+    theta = np.array(fit.theta)
+    least = float(gamma @ theta) - caution * math.sqrt(max(0.0, float(gamma @ fit.covariance @ gamma)))
+    return min(1.0, max(0.0, least) / max(float(phi @ theta), 1e-12))
 
 
 def service_time_error(fit: StageFit, cores: Array | float, rate: Array | float, batch: Array | float = 1.0) -> Array:

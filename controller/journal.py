@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
+from controller.applying import Reflex
 from controller.decision import Decision
 from controller.experience import Experience
 from controller.knowledge import Learned
 from controller.llm.policy import Trace
 from controller.menu import Menu
-from controller.state import Action, ClusterRoom, KnobOutcome, Observation, PipelineView
+from controller.state import ClusterRoom, KnobOutcome, Observation, PipelineView
 from controller.tuning import Tuning
 from sair.pipeline import RollbackStatus
 
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _MAX_REPLY = 4000
+"""Characters of a language model's answers."""
 
 CHECKPOINT_ROUNDS = 20
 """How often a record carries the learned state itself: some kilobytes, too much for every round of a journal of 10,000 records."""
@@ -55,12 +57,14 @@ class RoundReport:
     """None if no language model was asked."""
     fallback: str = ""
     """Why the language model did not decide."""
+    discarded: bool = False
+    """It had answered, but what it was told of had changed by then."""
     problem: str = ""
     """Why there was no decision."""
     missing: str = ""
     """What a round that held had to do without: metrics or cluster."""
-    reflexes: list[tuple[float, Action]] = field(default_factory=list)
-    """What the reflex did since the round before, with its time."""
+    reflexes: list[Reflex] = field(default_factory=list)
+    """What the reflex did since the round before."""
     room: ClusterRoom | None = None
     """What the cluster could hold when the round was decided."""
     learned: Learned | None = None
@@ -132,7 +136,7 @@ def decision_record(report: RoundReport) -> dict[str, str]:
     if report.problem:
         record["problem"] = report.problem
     if report.reflexes:
-        record["reflex_json"] = _json([{"time_s": time_s, "action": str(action)} for time_s, action in report.reflexes])
+        record["reflex_json"] = _json(report.reflexes)
     return record
 
 
@@ -155,6 +159,7 @@ def concluded_record(experience: Experience) -> dict[str, str]:
     return {
         "kind": "concluded",
         "round": str(experience.round),
+        "time_s": repr(experience.time_s),
         "experience": experience.id,
         "action": str(experience.action),
         "latency_ratio": f"{experience.outcome.latency_ratio:.4f}",

@@ -9,14 +9,21 @@ from controller.decision import Situation
 from controller.descent import stale
 from controller.journal import RoundReport
 from controller.memory.copies import Standing
+from controller.refusing import REPETITION
 from controller.state import ClusterRoom, Observation
 
-__all__ = ["DRIFT", "Word", "drift", "limits", "memory", "metrics"]
+__all__ = ["DRIFT", "Word", "asked", "drift", "limits", "memory", "metrics"]
 
 DRIFT: Final = math.log(1.5)
 """|log(observed P99 / predicted P99)|, smoothed over about four rounds, above which the model is said to have drifted."""
 
-_BY_RULE: Final = {"bounds": "Bounds", "capacity": "NoRoom", "cost cap": "Budget", "blast radius": "BlastRadius"}
+_BY_RULE: Final = {
+    REPETITION: "NotGranted",
+    "bounds": "Bounds",
+    "capacity": "NoRoom",
+    "cost cap": "Budget",
+    "blast radius": "BlastRadius",
+}
 """Reason by guardrail, for those that say that more cannot be had."""
 
 
@@ -56,6 +63,17 @@ def memory(standing: Standing) -> Word:
     return Word(False, "RedisFull" if standing.full else "RedisAway", sentence)
 
 
+def asked(report: RoundReport) -> tuple[Word, Word] | None:
+    """LLMReady and FallbackActive; None where no language model was asked. One whose answer came too late has answered all the same, and
+    nobody decided in its place."""
+    if report.trace is None:
+        return None
+    if not report.fallback:
+        return Word(True, "ModelAnswered"), Word(False, "ModelAnswered")
+    failed, reason = not report.discarded, "StateMoved" if report.discarded else "ModelFailed"
+    return Word(not failed, reason, report.fallback), Word(failed, reason, report.fallback)
+
+
 def limits(report: RoundReport) -> Word:
     """ScalingLimited: wishes that were not granted, then what the guardrails took of a wish, then that nothing would suffice."""
     if report.unreachable:
@@ -67,6 +85,12 @@ def limits(report: RoundReport) -> Word:
     for verdict in decision.verdicts if decision is not None else ():
         if verdict.outcome != "pass" and verdict.rule in _BY_RULE:
             return Word(True, _BY_RULE[verdict.rule], f"{verdict.rule}: {verdict.reason}")
+    spent = report.observation.cost_per_hour if report.observation is not None else math.inf
+    if plan is not None and plan.cost_per_hour > max(report.view.budget_per_hour, spent):
+        wanted, budget = plan.cost_per_hour, report.view.budget_per_hour
+        return Word(
+            True, "Budget", f"what is predicted to be enough costs ${wanted:.2f}/h, the budget is ${budget:.2f}/h"
+        )
     if plan is not None and not plan.feasible:
         return Word(
             True,

@@ -22,8 +22,7 @@ from controller.asking import ask
 from controller.decision import Proposal, Situation
 from controller.experience import Experience
 from controller.frontier import Holders
-from controller.guardrails import refusal
-from controller.journal import RoundReport, concluded_record, decision_record, outcome_record
+from controller.journal import RoundReport, decision_record, outcome_record
 from controller.knowledge import Knowledge, stored
 from controller.llm.account import Account
 from controller.llm.policy import LlmPolicy, Trace
@@ -33,11 +32,13 @@ from controller.memory.store import FrontierPoint
 from controller.menu import Menu
 from controller.policies.in_context import decide
 from controller.probing import epsilon
-from controller.recalling import OBSERVED_FIELD, STATE_FIELD, Recalled, joined, recall
-from controller.reflex import Queues, react, wakes
-from controller.resuming import Open, remainder, settled
+from controller.reacting import Reacting
+from controller.recalling import OBSERVED_FIELD, STATE_FIELD, Recalled, delayed, joined, recall
+from controller.refusing import objection
+from controller.resuming import TakenOver
 from controller.rollback import POLICY, kept
-from controller.state import HOLD, Action, PipelineView, Rollback, project_all
+from controller.settling import Seen, finish, settle, tell
+from controller.state import HOLD, Action, PipelineView, Rollback
 from controller.tuning import Tuning
 from controller.undoing import Undoing
 from controller.watcher import Watcher
@@ -93,10 +94,12 @@ class PipelineLoop:
         self._knowledge: Knowledge | None = None
         self._recalled = False
         """What Redis knows has been read."""
+        self._began_s = -math.inf
+        self._first: Seen | None = None
+        """What was observed first while that could not be read."""
         self._observed_s = -math.inf
         self._holders = Holders()
-        self._reflexes: list[tuple[float, Action]] = []
-        self._queues = Queues()
+        self._reacting = Reacting(key, world, tuning)
         self._undoing = Undoing(world, memory, tuning, watcher)
 
     @property
@@ -141,8 +144,8 @@ class PipelineLoop:
         if not self._recalled:
             knowledge = await self._recall_late(knowledge, view)
         report = RoundReport(view, knowledge.learned.round, self._world.clock.now(), tuning=self._tuning)
-        report.reflexes, self._reflexes = self._reflexes, []
-        report.rollback = self._undoing.answer
+        report.reflexes, report.rollback = self._reacting.taken(), self._undoing.answer
+        knowledge = rounds.reacted(knowledge, report.reflexes, self._tuning)
         try:
             knowledge = await self._observed(knowledge, view, report)
             if view.mode == "off":
@@ -166,37 +169,20 @@ class PipelineLoop:
         knowledge = self._knowledge
         if knowledge is None or view.mode != "auto" or view.held(self._world.clock.now()):
             return HOLD
-        try:
-            gauges = await self._world.gauges(self.key, self._looks.every_s(view))
-            queued = self._queues.seen(self._world.clock.now(), gauges)
-            if not wakes(knowledge.learned, view, gauges, self._tuning):
-                return HOLD
-            room = await self._world.room(self.key)
-            action = react(knowledge.learned, view, gauges, room, self._tuning, queued)
-            if not action:
-                return HOLD
-            current = {gauge.name: gauge.allocation for gauge in gauges}
-            wanted = project_all(current, action)
-            changed = {delta.stage: wanted[delta.stage] for delta in action.deltas}
-            await self._world.apply(self.key, changed, reason="reflex: a queue builds up, or a known burst begins")
-        except (MetricsUnavailable, ApiUnavailable, NotFound) as error:
-            _log.warning("the reflex holds", pipeline=self.key, problem=str(error))
-            return HOLD
-        self._queues.changed()
+        action = await self._reacting.act(knowledge.learned, view, self._looks.every_s(view))
         now = self._world.clock.now()
         self._knowledge = rounds.reflexed(knowledge, action, now, self._tuning)
-        self._reflexes.append((now, action))
-        if self._watcher is not None:
+        if action and self._watcher is not None:
             await self._watcher.reflexed(view, now, action)
         return action
 
     async def _roll_back(self, view: PipelineView, request: Rollback) -> None:
         knowledge = self.knowledge
         report = RoundReport(view, knowledge.learned.round, self._world.clock.now(), tuning=self._tuning)
-        report.reflexes = self._reflexes
+        report.reflexes = list(self._reacting.done)
         if not await self._undoing.carry_out(request, report):
             return
-        self._reflexes = []
+        self._reacting.taken()
         self._knowledge = rounds.undone(knowledge, report.round, report.time_s, self._tuning)
         await self._save([], self._knowledge)
         if self._watcher is not None:
@@ -216,73 +202,57 @@ class PipelineLoop:
         Args:
             view: The pipeline as it is now.
         """
-        recalled = await self._read(view)
+        self._began_s = self._world.clock.now()
+        recalled = await self._read(view, self._writer)
         self._recalled = recalled.whole
-        taken = recalled.taken
-        self._observed_s = taken.observed_s
-        self._hold((*recalled.stored.memory.experiences, *taken.experiences))
-        self._knowledge = recalled.stored
-        if taken.knowledge is recalled.stored:
-            return
-        for each in taken.untold:
-            await self._memory.record(self.key, concluded_record(each))
+        self._hold(recalled.stored.memory.experiences)
+        self._knowledge, self._observed_s = recalled.stored, recalled.taken.observed_s
+        if recalled.taken.knowledge is not recalled.stored:
+            self._knowledge = await self._take_over(recalled.taken, view)
+
+    async def _take_over(self, taken: TakenOver, view: PipelineView, own: Knowledge | None = None) -> Knowledge:
+        self._hold(taken.experiences)
+        await tell(self._memory, self.key, taken.untold)
         knowledge, report = taken.knowledge, None
         if taken.open is not None:
-            knowledge, report = await self._settled(knowledge, taken.open, view)
-        self._knowledge = knowledge
+            knowledge, report = await settle(
+                self._world, self._watcher, self._memory, knowledge, taken.open, view, self._tuning
+            )
+        if own is not None:
+            knowledge = replace(knowledge, learned=delayed(knowledge.learned, own.learned))
         await self._save(taken.experiences, knowledge)
         if report is not None and self._watcher is not None:
             await self._watcher.round_ended(report)
+        return knowledge
 
-    async def _recall_late(self, knowledge: Knowledge, view: PipelineView) -> Knowledge:
-        """Redis was away at the start: join what it knows, once it is back, with what was learned meanwhile."""
-        recalled = await self._read(view)
+    async def _recall_late(self, own: Knowledge, view: PipelineView) -> Knowledge:
+        """Redis was away at the start: once it is back, finish what an earlier leader began, and join what Redis knows with what was
+        learned meanwhile."""
+        # Rounds may have been counted without knowing of the earlier leader's: its experiences must not be taken for ours.
+        writer = f"{self._writer}-late"
+        recalled = await self._read(view, writer, self._began_s)
         if not recalled.whole:
-            return knowledge
+            return own
         self._recalled = True
         taken = recalled.taken
-        self._hold((*recalled.stored.memory.experiences, *taken.experiences))
         _log.info("Redis is back; what it knows is taken in", pipeline=self.key, rounds=taken.knowledge.learned.round)
-        learned = joined(taken.knowledge.learned, knowledge.learned, self._tuning)
-        return replace(taken.knowledge, learned=learned)
+        self._hold(recalled.stored.memory.experiences)
+        if self._first is None:
+            self._observed_s = taken.observed_s
+            return await self._take_over(taken, view, own)
+        knowledge, experiences = await finish(self._memory, taken, self._first, self._tuning, writer=writer)
+        self._hold(experiences)
+        knowledge = replace(knowledge, learned=joined(knowledge.learned, own.learned, self._tuning))
+        await self._save(experiences, knowledge)
+        return knowledge
 
-    async def _read(self, view: PipelineView) -> Recalled:
+    async def _read(self, view: PipelineView, writer: str, before_s: float = math.inf) -> Recalled:
         decided = await self._world.decided(self.key)
-        return await recall(self._memory, view, self._tuning, self._writer, decided)
+        return await recall(self._memory, view, self._tuning, writer, decided, before_s)
 
     def _hold(self, experiences: Iterable[Experience]) -> None:
         for each in experiences:
             self._holders = self._holders.add(each.id, each.load_bucket, each.outcome)
-
-    async def _settled(self, knowledge: Knowledge, waiting: Open, view: PipelineView) -> tuple[Knowledge, RoundReport]:
-        """Ask for what is missing of a decision whose leader is gone, and record what became of it."""
-        decision, clock = waiting.decision, self._world.clock
-        while True:
-            try:
-                current, room = await self._world.allocations(self.key), await self._world.room(self.key)
-                break
-            except ApiUnavailable as error:
-                _log.warning("an earlier leader's decision cannot be settled yet", problem=str(error))
-                await clock.sleep(_RETRY_S)
-        rest = remainder(waiting, current, view, room, knowledge, clock.now(), self._tuning)
-        report = RoundReport(waiting.situation.view, decision.round, decision.time_s, decision=decision)
-        report.observation, report.tuning = waiting.situation.observation, self._tuning
-        report.resumed = f"settled by another controller after {max(0.0, clock.now() - decision.time_s):.0f} s"
-        answers = await ask(self._world, self._watcher, report, rest.action, project_all(current, rest.action))
-        report.outcomes = settled(decision, current, rest, answers)
-        report.answers = () if report.unreachable else answers
-        await self._memory.record(self.key, outcome_record(report))
-        _log.info(
-            "took over a round",
-            pipeline=self.key,
-            round=decision.round,
-            action=str(decision.action),
-            now=str(rest.action),
-        )
-        knowledge = rounds.applied(
-            knowledge, waiting.situation, decision, report.outcomes, self._tuning, answers=report.answers
-        )
-        return knowledge, report
 
     async def _observed(self, knowledge: Knowledge, view: PipelineView, report: RoundReport) -> Knowledge:
         observation = await self._world.observe(self.key, self._tuning.window_s)
@@ -290,6 +260,8 @@ class PipelineLoop:
         report.time_s = observation.time_s
         knowledge, report.experience = rounds.take_in(knowledge, view, observation, self._tuning, writer=self._writer)
         self._observed_s = observation.time_s
+        if not self._recalled and self._first is None:
+            self._first = Seen(view, observation)
         self._hold([report.experience] if report.experience is not None else [])
         return knowledge
 
@@ -305,9 +277,11 @@ class PipelineLoop:
         proposal = await self._proposal(knowledge, menu, report)
         knowledge = _as_frozen(knowledge, self._knowledge)
         if report.trace is not None and (moved := await self._moved(situation)):
-            report.fallback = f"the reply came too late: {moved} changed while the model was asked"
-            _log.warning("the language model's reply is discarded", pipeline=self.key, problem=report.fallback)
-            proposal = Proposal(HOLD, "hold", report.fallback)
+            proposal = Proposal(HOLD, "hold", f"{moved} changed while the language model was asked")
+            if not report.fallback:
+                report.discarded = True
+                report.fallback = f"the reply came too late: {moved} changed while the model was asked"
+                _log.warning("the language model's reply is discarded", pipeline=self.key, problem=report.fallback)
         decision = rounds.admit(knowledge, menu, proposal, self._tuning)
         report.decision = decision
         # Before anything is asked of the world: whoever leads next finds what was decided and what it rests on.
@@ -333,8 +307,7 @@ class PipelineLoop:
     async def _told(self, report: RoundReport) -> None:
         """The round's record first: how the round before ended follows from it, not the other way round."""
         await self._memory.record(self.key, decision_record(report))
-        if report.experience is not None:
-            await self._memory.record(self.key, concluded_record(report.experience))
+        await tell(self._memory, self.key, [report.experience] if report.experience is not None else [])
 
     async def _proposal(self, knowledge: Knowledge, menu: Menu, report: RoundReport) -> Proposal:
         if report.view.held(report.time_s):
@@ -346,7 +319,7 @@ class PipelineLoop:
             report.trace = Trace()
             try:
                 asked = self._model.propose(
-                    knowledge, menu, lambda action: refusal(action, menu.case), self._rng, report.trace, self._account
+                    knowledge, menu, lambda action: objection(action, menu.case), self._rng, report.trace, self._account
                 )
                 return await self._reacting_until(asked, report.view)
             except ModelUnavailable as error:
@@ -364,17 +337,31 @@ class PipelineLoop:
                 waited_s = clock.now() - looked_at
                 if waited_s >= watch.every_s or (waited_s > 0 and await self._looks.begins(watch)):
                     looked_at = clock.now()
-                    await self.reflex(view)
+                    view = await self._looked(view)
                     watch = await self._looks.watch(view, self._knowledge)
         finally:
             task.cancel()
         return task.result()
 
+    async def _looked(self, view: PipelineView) -> PipelineView:
+        """A look of the reflex, at the pipeline as it is now; none while that cannot be known."""
+        try:
+            view = await self._world.view(self.key) or view
+        except ApiUnavailable as error:
+            _log.warning("the reflex holds", pipeline=self.key, problem=str(error))
+        else:
+            await self.reflex(view)
+        return view
+
     async def _save(self, experiences: Sequence[Experience], knowledge: Knowledge) -> None:
         """Keep experiences and state together: a state that counts a round without its experience would lose it."""
-        # Before Redis was read its state is not ours to write over.
+        # Before Redis was read its state and its frontier are not ours to write over.
         state = self._state(knowledge) if self._recalled else {}
-        frontier = {name: FrontierPoint(outcome, bucket) for name, bucket, outcome in self._holders}
+        frontier = (
+            {name: FrontierPoint(outcome, bucket) for name, bucket, outcome in self._holders}
+            if self._recalled
+            else None
+        )
         for evicted in await self._memory.save(experiences, self.key, state, frontier):
             knowledge.memory.remove(evicted)
 

@@ -9,10 +9,11 @@ from typing import Final
 from controller.decision import Situation
 from controller.experience import Outcome
 from controller.frontier import GLOBAL, load_bucket
-from controller.guardrails import Case, breached, judge
+from controller.guardrails import Case, breached
 from controller.knowledge import Knowledge
 from controller.peak import lasting_rate
 from controller.planning import NOTHING, Plan, exchange, violation
+from controller.refusing import admitted
 from controller.retrieval import Prediction, Recollection
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
@@ -124,9 +125,9 @@ def compose(
     offered: dict[Action, str] = {}
 
     def offer(action: Action, origin: str) -> bool:
-        admitted = _admitted(action, case)
-        if admitted and admitted not in offered:
-            offered[admitted] = origin
+        left, _ = admitted(action, case)
+        if left and left not in offered:
+            offered[left] = origin
             return True
         return False
 
@@ -138,7 +139,7 @@ def compose(
     if (
         swap
         and not any(each.on(swap.stage).replicas < 0 for each in offered)
-        and _admitted(swap.action, case) == swap.action
+        and admitted(swap.action, case)[0] == swap.action
     ):
         offered[swap.action] = "exchange"
     remembered = 0
@@ -156,33 +157,6 @@ def compose(
         for number, ((action, origin), digest) in enumerate(zip(chosen, digests, strict=True))
     )
     return Menu(candidates, recollections, plan, hot, case)
-
-
-def _admitted(action: Action, case: Case) -> Action:
-    """What the guardrails leave of it, without the rises that were refused lately."""
-    return judge(_unrefused(action, case), case)[0]
-
-
-def _unrefused(action: Action, case: Case) -> Action:
-    """Without the rises that the cluster refused lately, and without replicas for stages that wait for some already."""
-    blocked = {(each.stage, each.knob) for each in case.learned.refusals if each.until_round > case.learned.round}
-    blocked |= {(each.name, "replicas") for each in case.situation.observation.stages if each.waiting}
-    if not blocked:
-        return action
-
-    def open_part(delta: StageDelta) -> StageDelta:
-        def keep(knob: str, value: int) -> int:
-            return 0 if value > 0 and (delta.stage, knob) in blocked else value
-
-        return StageDelta(
-            delta.stage,
-            keep("replicas", delta.replicas),
-            keep("cpu", delta.cpu),
-            keep("memory", delta.memory),
-            keep("gpu_rate", delta.gpu_milli),
-        )
-
-    return Action.of(open_part(delta) for delta in action.deltas)
 
 
 def _single_knobs(case: Case, hot: str | None) -> Iterable[tuple[Action, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -29,6 +29,8 @@ class Method:
     """λ, how much likeness to an experience already chosen takes from a score; 0 turns diversity off."""
     least_reward: Annotated[float, Meta(ge=-100, le=100)] | None = _PLAIN.least_reward
     """r_min: only experiences with a higher reward are shown, the Pareto term being that of today; unset: the better half."""
+    pareto: bool = _PLAIN.pareto
+    """The Pareto term of the reward; off: 0."""
     distance: Distance = _PLAIN.distance
     """Distance of a dominated point to the frontier; euclidean can order two dominated points wrongly."""
     frontier_scope: FrontierScope = _PLAIN.frontier_scope
@@ -53,3 +55,8 @@ class Method:
     def tuning(self, tuning: Tuning) -> Tuning:
         """A tuning with these pieces."""
         return replace(tuning, **asdict(self))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The pieces that are not as in ``Tuning``."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(_PLAIN, name)}

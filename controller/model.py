@@ -16,12 +16,14 @@ from controller.state import PipelineView, StageView
 
 __all__ = [
     "OVERLOAD_S",
+    "PATHS_MOST",
     "SATURATED",
     "Array",
     "ServiceCurve",
     "StageLoad",
     "capacity_per_s",
     "gamma_quantile",
+    "path_count",
     "paths",
     "pipeline_p99_s",
     "sojourn",
@@ -37,7 +39,8 @@ SATURATED: Final = 0.97
 OVERLOAD_S: Final = 30.0
 """Slope of that line: in full overload for one round of 30 s the last request waits (u − 1) · 30 s."""
 
-_PATHS_MAX: Final = 32
+PATHS_MOST: Final = 256
+"""From a pipeline's first stages to its last: P99 is worked out along each."""
 
 _LEAST_SHAPE: Final = 0.3
 
@@ -162,8 +165,22 @@ def gamma_quantile(mean: Array | float, variance: Array | float, probability: fl
 
 
 def paths(view: PipelineView) -> tuple[tuple[int, ...], ...]:
-    """All paths from a source to a sink, as indices into ``view.stages``; at most 32, the longest first."""
+    """All paths from a source to a sink, as indices into ``view.stages``, the longest first; at most ``PATHS_MOST``."""
     return _paths(view.stages)
+
+
+def path_count(upstreams: Mapping[str, Sequence[str]]) -> int:
+    """How many paths lead from the first stages to the last.
+
+    Args:
+        upstreams: Of each stage, those before it; upstreams come first.
+    """
+    count = dict.fromkeys(upstreams, 0)
+    followed: set[str] = set()
+    for name, above in upstreams.items():
+        count[name] = sum(count[each] for each in above) or 1
+        followed.update(above)
+    return sum(paths for name, paths in count.items() if name not in followed)
 
 
 @lru_cache(maxsize=4096)
@@ -178,7 +195,7 @@ def _paths(stages: tuple[StageView, ...]) -> tuple[tuple[int, ...], ...]:
     open_paths: list[tuple[int, ...]] = [
         (place,) for place, stage in enumerate(stages) if not any(name in index for name in stage.after)
     ]
-    while open_paths and len(found) < _PATHS_MAX:
+    while open_paths and len(found) < PATHS_MOST:
         path = open_paths.pop()
         following = downstream[path[-1]]
         if not following:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -27,7 +28,7 @@ from controller.state import (
 )
 from sair.quantities import GpuRate, Millicores
 
-__all__ = ["NOTHING", "Exchange", "Plan", "cheapest", "exchange", "steps_towards", "violation"]
+__all__ = ["NOTHING", "Exchange", "Plan", "cheapest", "exchange", "steps_towards", "thinned", "violation"]
 
 NOTHING: Final = 1e-6
 """A violation up to this is none."""
@@ -36,6 +37,9 @@ _MOVE_PENALTY: Final = 0.03
 """What adding or removing a replica must save at least, as a share of the stage's cost: replicas are slow to come back."""
 
 _NEARLY: Final = 0.05
+_VALUES_MOST: Final = 40
+"""Of one knob of one stage."""
+_NEIGHBOURS: Final = 8
 _EXCHANGE_RAISES: Final = 2
 """Rounds that a share may rise before the replica goes."""
 _EXCHANGE_SAVES: Final = 0.05
@@ -116,11 +120,21 @@ def _grid(now: int, step: int, low: int, high: int) -> list[int]:
     )
 
 
+def thinned(values: Sequence[int], now: int) -> Sequence[int]:
+    """At most so many that a tenant's bounds cannot make a plan dear: those next to ``now``, of the others some, evenly, and both ends."""
+    if len(values) <= _VALUES_MOST:
+        return values
+    at = bisect.bisect_left(values, now)
+    near = values[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS + 1]
+    apart = -(-len(values) // (_VALUES_MOST - len(near) - 1))
+    return sorted({*near, *values[::apart], values[-1]})
+
+
 def _options(model: PipelineModel, stage: StageModel) -> _Options:
     limits, now = stage.view.limits, stage.allocation
     top = min(limits.replicas_max, max(now.replicas, limits.replicas_min) + REPLICAS_AHEAD)
-    replicas = list(range(limits.replicas_min, max(limits.replicas_min, top) + 1))
-    cpus = _grid(now.cpu, CPU_STEP, limits.cpu_min, limits.cpu_max)
+    replicas = thinned(range(limits.replicas_min, max(limits.replicas_min, top) + 1), now.replicas)
+    cpus = thinned(_grid(now.cpu, CPU_STEP, limits.cpu_min, limits.cpu_max), now.cpu)
     rates = (
         _grid(now.gpu_rate.milli, GPU_STEP_MILLI, limits.gpu_milli_min, limits.gpu_milli_max)
         if now.gpu_rate
@@ -134,7 +148,7 @@ def _options(model: PipelineModel, stage: StageModel) -> _Options:
         kept = np.where(np.array(replicas) <= now.replicas, held, 0)
         fits = np.array(rates) <= np.maximum(stage.highest_milli(replicas, rates), kept[:, None])
     reach_cpu = np.array([max(stage.highest_cpu(count), now.cpu if count <= now.replicas else 0) for count in replicas])
-    rows, columns = counts - replicas[0], np.searchsorted(rates, shares)
+    rows, columns = np.searchsorted(replicas, counts), np.searchsorted(rates, shares)
     possible, lack = (cores <= reach_cpu[rows]) & fits[rows, columns], lacking[rows, columns]
     if not possible.any():
         possible = (counts == now.replicas) & (cores == now.cpu) & (shares == held)

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from controller.knowledge import Learned, Pending
     from controller.peak import Peaks
 
-__all__ = ["COUNT_MOST", "check_learned"]
+__all__ = ["COUNT_MOST", "RATE_MOST", "RESIDUAL_MOST", "check_learned", "plausible_rate"]
 
 _LATEST_S: Final = 4.2e9
 """Unix time in the year 2103; simulated times are smaller, and negative in a memory that was carried over."""
-_RATE_MOST: Final = 1e7
+RATE_MOST: Final = 1e7
+RESIDUAL_MOST: Final = 10.0
 COUNT_MOST: Final = 10**9
 """Rounds and whatever else is counted: more than a controller lives to see."""
 _LONGEST: Final = 4096
@@ -29,6 +30,11 @@ _PARTS: Final = 5
 
 _Claim = tuple[str, Any, bool, str]
 """Field, value, whether it can be, what is allowed."""
+
+
+def plausible_rate(per_s: float) -> float:
+    """A rate as it may be remembered, requests per second: up to the most that there can be, 0 where it is no number."""
+    return min(RATE_MOST, max(0.0, per_s)) if math.isfinite(per_s) else 0.0
 
 
 def check_learned(learned: Learned) -> None:
@@ -54,8 +60,8 @@ def _claims(learned: Learned) -> Iterator[_Claim]:
         yield _within(f"ratios.{name}", ratio, 0.01, 100.0)
     yield from _peak_claims(learned.peaks)
     yield from _analogue_claims(learned.analogues)
-    yield _within("residual", learned.residual, -10.0, 10.0)
-    yield _within("foreseen_per_s", learned.foreseen_per_s, 0.0, _RATE_MOST)
+    yield _within("residual", learned.residual, -RESIDUAL_MOST, RESIDUAL_MOST)
+    yield _within("foreseen_per_s", learned.foreseen_per_s, 0.0, RATE_MOST)
     latest = max(learned.peaks.updated_s, 0.0) + _FREEZE_MOST_S
     yield _within("frozen_until_s", learned.frozen_until_s, -_LATEST_S, latest)
     for refusal in learned.refusals:
@@ -99,10 +105,10 @@ def _peak_claims(peaks: Peaks) -> Iterator[_Claim]:
     yield "peaks.recent", len(peaks.recent), len(peaks.recent) <= _LONGEST, f"at most {_LONGEST}"
     for at, value in peaks.recent:
         yield _within("peaks.recent", at, -_LATEST_S, latest)
-        yield _within("peaks.recent", value, 0.0, _RATE_MOST)
-    yield _within("peaks.remembered", peaks.remembered, 0.0, _RATE_MOST)
+        yield _within("peaks.recent", value, 0.0, RATE_MOST)
+    yield _within("peaks.remembered", peaks.remembered, 0.0, RATE_MOST)
     yield _within("peaks.remembered_s", peaks.remembered_s, -_LATEST_S, max(latest, 0.0))
-    yield _within("peaks.base", peaks.base, 0.0, _RATE_MOST)
+    yield _within("peaks.base", peaks.base, 0.0, RATE_MOST)
     for field, moment in (("first_s", peaks.first_s), ("burst_s", peaks.burst_s)):
         if moment is not None:
             yield _within(f"peaks.{field}", moment, -_LATEST_S, latest)
@@ -125,16 +131,16 @@ def _analogue_claims(analogues: Analogues) -> Iterator[_Claim]:
         for part in parts:
             yield _within("analogues.signatures", part, 0.0, 2.0)
     for rate in analogues.rates:
-        yield _within("analogues.rates", rate, 1e-6, _RATE_MOST)
+        yield _within("analogues.rates", rate, 1e-6, RATE_MOST)
     for growth in analogues.growths:
-        yield _within("analogues.growths", growth, 0.0, _RATE_MOST)
+        yield _within("analogues.growths", growth, 0.0, RATE_MOST)
 
 
 def _pending_claims(pending: Pending) -> Iterator[_Claim]:
     yield _within("pending.round", pending.round, 0, COUNT_MOST)
     yield _within("pending.time_s", pending.time_s, -_LATEST_S, _LATEST_S)
     yield _within("pending.latency_ratio", pending.latency_ratio, 0.0, 1e6)
-    yield _within("pending.arrivals_per_s", pending.arrivals_per_s, 0.0, _RATE_MOST)
+    yield _within("pending.arrivals_per_s", pending.arrivals_per_s, 0.0, RATE_MOST)
     for value in pending.context:
         yield _within("pending.context", value, -1e3, 1e3)
     if pending.predicted_reward is not None:

@@ -14,11 +14,12 @@ from controller.batches import batch_sojourn
 from controller.capacity import Cards, highest_cpu
 from controller.cost import effective_cost
 from controller.decision import Situation
+from controller.granting import most_cores, most_milli
 from controller.identification import StageFit, fitted_curve, service_time_error
 from controller.knowledge import Knowledge
 from controller.model import Array, ServiceCurve, StageLoad, capacity_per_s, pipeline_p99_s, sojourn, utilisation
 from controller.peak import kept_rate, peak_to_serve, reserve_rate
-from controller.state import LOWEST_GPU_MILLI, Allocation, ClusterRoom, PipelineView, StageObservation, StageView
+from controller.state import Allocation, ClusterRoom, PipelineView, StageView
 from controller.tuning import Tuning
 
 __all__ = ["REPLICAS_AHEAD", "Forecast", "PipelineModel", "StageModel", "visits"]
@@ -63,6 +64,8 @@ class StageModel:
     """What replicas are granted while more is wished for and not to be had, thousandths; no share beyond it is believed in."""
     most_replicas: int | None = None
     """What there are, ready and starting, while more are wished for and not to be had; no more are believed in."""
+    most_cores: float = np.inf
+    """The same of the cores that replicas have."""
     curve: ServiceCurve = field(init=False, compare=False, repr=False)
     """As fitted."""
     _cards: list[Cards] = field(default_factory=list, compare=False, repr=False)
@@ -110,7 +113,7 @@ class StageModel:
         self, arrivals_per_s: float, servers: Array | float, cores: Array | float, rate: Array | float, caution: float
     ) -> tuple[Array, Array, Array]:
         """Mean (s), variance (s²) and utilisation at full batches, the service ``caution`` standard deviations of its fit longer."""
-        load, curve = self.load(arrivals_per_s), self.curve
+        load, curve, cores = self.load(arrivals_per_s), self.curve, np.minimum(cores, self.most_cores)
         if self.most_replicas is not None:
             servers = np.minimum(servers, max(self.most_replicas, 0.5))
         if self.most_milli is not None:
@@ -190,8 +193,8 @@ class StageModel:
     def _most_cores(self) -> list[float]:
         """Highest cores of each replica by their number, from 1 on."""
         own, there = self.allocation.cpu, self.allocation.replicas
-        counts = self._counts
-        return [max(self.highest_cpu(count), own if count <= there else 1) / 1000 for count in counts]
+        most = (max(self.highest_cpu(count), own if count <= there else 1) / 1000 for count in self._counts)
+        return [min(cores, self.most_cores) for cores in most]
 
     def _pace(self, cores: float, rate: float, caution: float) -> float:
         """What one replica can serve with full batches, ``caution`` standard deviations below the mean; requests per second."""
@@ -251,8 +254,9 @@ class PipelineModel:
                 ready=at.ready,
                 backlog=max(0.0, at.queue_depth) if np.isfinite(at.queue_depth) else 0.0,
                 room=situation.room,
-                most_milli=_most(at),
+                most_milli=most_milli(at),
                 most_replicas=at.ready + at.starting if at.waiting else None,
+                most_cores=most_cores(at),
             )
         now = situation.now
         recent = peak_to_serve(learned.peaks, now, tuning)
@@ -372,14 +376,6 @@ class PipelineModel:
             return needed
         there = model.reachable_per_s(model.allocation.replicas, None, self.tuning.caution)
         return max(needed, min(kept, (1.0 - 1e-9) * there))
-
-
-def _most(seen: StageObservation) -> int | None:
-    """The share that was granted where less was than wished for; nothing is concluded from a replica that nobody granted any."""
-    wished, granted = seen.allocation.gpu_rate, seen.granted
-    if wished is None or granted is None or not LOWEST_GPU_MILLI < granted.milli < wished.milli:
-        return None
-    return granted.milli
 
 
 def visits(view: PipelineView, ratios: Mapping[str, float]) -> dict[str, float]:

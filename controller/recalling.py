@@ -17,13 +17,13 @@ from controller.memory.store import Loaded
 from controller.peak import record
 from controller.plausible import COUNT_MOST
 from controller.recorded import RecordedRound, rounds_in
-from controller.resuming import TakenOver, take_over, unsaved
+from controller.resuming import TakenOver, take_over, time_of, unsaved
 from controller.state import PipelineView
 from controller.tuning import Tuning
 from sair.errors import InvalidInput, MemoryUnavailable
 from sair.logs import get_logger
 
-__all__ = ["OBSERVED_FIELD", "STATE_FIELD", "Recalled", "joined", "recall"]
+__all__ = ["OBSERVED_FIELD", "STATE_FIELD", "Recalled", "delayed", "joined", "recall"]
 
 _log = get_logger("controller")
 
@@ -47,7 +47,14 @@ class Recalled:
     """State, experiences and journal were read. Otherwise nothing may be decided on them as if a leader had done nothing since."""
 
 
-async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, writer: str, decided: int = 0) -> Recalled:
+async def recall(
+    memory: MirroredMemory,
+    view: PipelineView,
+    tuning: Tuning,
+    writer: str,
+    decided: int = 0,
+    before_s: float = math.inf,
+) -> Recalled:
     """Read state, experiences and the journal's end; with Redis away, begin with nothing.
 
     Args:
@@ -56,6 +63,7 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
         tuning: As always.
         writer: Part of the ids of experiences.
         decided: How many rounds were decided according to others than the memory. Where that has lost some, their numbers stay taken.
+        before_s: When whoever recalls began to lead, the world's seconds: what the journal tells of later is its own.
     """
     loaded = await memory.load(view.key)
     knowledge = _restored(loaded, view, tuning)
@@ -72,6 +80,7 @@ async def recall(memory: MirroredMemory, view: PipelineView, tuning: Tuning, wri
         except MemoryUnavailable as error:
             _log.warning("the journal cannot be read", pipeline=view.key, problem=str(error))
             whole = False
+    recorded = [each for each in recorded if time_of(each) <= before_s]
     taken = take_over(knowledge, recorded, view, observed_s, tuning, writer=writer)
     for problem in taken.problems:
         _log.error("a round of an earlier leader cannot be taken over", pipeline=view.key, problem=problem)
@@ -117,6 +126,16 @@ def joined(earlier: Learned, own: Learned, tuning: Tuning) -> Learned:
         peaks=peaks,
         analogues=earlier.analogues,
         residual=earlier.residual,
+    )
+
+
+def delayed(earlier: Learned, own: Learned) -> Learned:
+    """What was learned before Redis went away, where nothing was observed until it came back: what is pending is still to be seen."""
+    return replace(
+        earlier,
+        round=max(earlier.round, own.round),
+        frozen_until_s=max(earlier.frozen_until_s, own.frozen_until_s),
+        refusals=(*earlier.refusals, *own.refusals),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from controller.applying import Reflex
 from controller.decision import Verdict
 from controller.experience import RewardTerms
 from controller.knowledge import Learned
@@ -15,7 +16,7 @@ from controller.memory.codec import LARGEST, allocations_from_json
 from controller.state import Allocation, ClusterRoom, KnobOutcome, Observation, PipelineView
 from sair.errors import EntryError, InvalidInput
 
-__all__ = ["Offer", "RecordedRound", "Reflex", "Retrieved", "rounds_in"]
+__all__ = ["Offer", "RecordedRound", "Retrieved", "rounds_in"]
 
 T = TypeVar("T")
 
@@ -51,13 +52,6 @@ class Offer(msgspec.Struct, frozen=True):
     digest: OfferedDigest
     leads_to_usd: float | None = None
     """Absent in records of before there were exchanges."""
-
-
-class Reflex(msgspec.Struct, frozen=True):
-    """What the reflex did before the round."""
-
-    time_s: float
-    action: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +181,10 @@ class RecordedRound:
 def rounds_in(
     key: str, records: Iterable[tuple[str, Record]]
 ) -> tuple[tuple[RecordedRound, ...], tuple[EntryError, ...]]:
-    """Put rounds together. A number may occur twice: a round that held is decided again under the same number.
+    """Put rounds together. A number may occur twice: a round that held is decided again under the same number, and a leader who could
+    not read the journal may have counted otherwise. What followed belongs to the one of its time, where it says one.
+
+    A decision that was written twice, because the answer to the first attempt was lost, is one.
 
     Args:
         key: Of the stream, for error messages.
@@ -198,6 +195,7 @@ def rounds_in(
     """
     found: list[RecordedRound] = []
     newest: dict[int, int] = {}
+    at: dict[tuple[int, str], int] = {}
     damaged: list[EntryError] = []
     for identifier, fields in records:
         kind, number = fields.get("kind", ""), fields.get("round", "")
@@ -208,10 +206,13 @@ def rounds_in(
         elif not (number.isascii() and number.isdigit() and len(number) <= 12):
             damaged.append(EntryError(f"{key} {identifier} round", number, "a whole number of rounds"))
         elif kind == "decision":
-            newest[int(number)] = len(found)
+            moment = int(number), fields.get("time_s", "")
+            if moment in at and found[at[moment]].decision == fields:
+                continue
+            newest[int(number)] = at[moment] = len(found)
             found.append(RecordedRound(key, identifier, int(number), fields))
         elif int(number) in newest:
-            place = newest[int(number)]
+            place = at.get((int(number), fields.get("time_s", "")), newest[int(number)])
             old = found[place]
             found[place] = replace(old, applied=fields) if kind == "applied" else replace(old, concluded=fields)
     return tuple(found), tuple(damaged)

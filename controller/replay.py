@@ -24,7 +24,6 @@ from controller.menu import Menu
 from controller.policies.hold import hold
 from controller.policies.in_context import decide
 from controller.recorded import RecordedRound
-from controller.reflex import freeze
 from controller.rollback import POLICY
 from controller.state import HOLD, Action, Observation, PipelineView, difference
 from controller.tuning import Tuning
@@ -183,8 +182,13 @@ def _again(
 ) -> tuple[Knowledge | None, Comparison | None]:
     view, observation = each.view(), each.observation()
     if view is None or observation is None:
-        if each.decided and knowledge is not None:
-            knowledge = rounds.undone(knowledge, each.round, each.time_s, tuned(each.tuning(), changes))
+        if knowledge is not None:
+            tuning = tuned(each.tuning(), changes)
+            knowledge = (
+                rounds.undone(knowledge, each.round, each.time_s, tuning)
+                if each.decided
+                else rounds.reacted(knowledge, each.reflexes(), tuning)
+            )
         return knowledge, None
     tuning = tuned(each.tuning(), changes)
     if knowledge is None:
@@ -247,11 +251,7 @@ def _at_round(knowledge: Knowledge, number: int) -> Knowledge:
 def _observed(
     knowledge: Knowledge, each: RecordedRound, view: PipelineView, observation: Observation, tuning: Tuning
 ) -> Knowledge:
-    learned = knowledge.learned
-    if tuning.reflex:
-        for reflex in each.reflexes():
-            learned = freeze(learned, reflex.time_s, tuning)
-    return rounds.take_in(replace(knowledge, learned=learned), view, observation, tuning)[0]
+    return rounds.take_in(rounds.reacted(knowledge, each.reflexes(), tuning), view, observation, tuning)[0]
 
 
 def _faithful(knowledge: Knowledge, each: RecordedRound, changes: Mapping[str, str]) -> bool | None:

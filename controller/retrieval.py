@@ -19,7 +19,7 @@ from controller.features import action_vector
 from controller.frontier import Frontiers
 from controller.kernels import Everyone
 from controller.points import Places, Points, Rows, Vector
-from controller.standing import Standings
+from controller.standing import Standings, median
 from controller.state import Action
 from controller.tuning import Tuning
 
@@ -38,7 +38,9 @@ _NEIGHBOURS = 512
 """Nearest contexts that a kernel mean is taken over; further ones weigh next to nothing."""
 _SUPPORT = 0.1
 _MEDIAN_DRIFT = 256
-"""The median reward is taken anew after one in so many experiences has changed."""
+"""The median reward is taken anew after one in so many rewards has changed."""
+_RESIDUAL_MOST = 25.0
+"""A residual counts no further. The SLO's term spans 18, the others a few: more is a damaged memory, and must not drown kernel means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Memory:
         self._standings = Standings()
         self._upkeep: Everyone | Cells = Everyone(self._points, self.bandwidths)
         self._median: float | None = None
+        self._between = (np.inf, -np.inf)
         self._changed = 0
 
     def __len__(self) -> int:
@@ -170,7 +173,7 @@ class Memory:
         action = np.asarray(action_vector(experience.action, self.stages), dtype=np.float32)
         predicted = experience.predicted_reward
         residual = reward - predicted if predicted is not None and np.isfinite(predicted) else 0.0
-        return context, action, reward, residual
+        return context, action, reward, min(_RESIDUAL_MOST, max(-_RESIDUAL_MOST, residual))
 
     def _append(
         self, experiences: Sequence[Experience], row: tuple[Rows, Rows, float | Vector, float | Vector]
@@ -345,5 +348,5 @@ class Memory:
 
     def _median_of(self, reward: Vector) -> float:
         if self._median is None or self._changed > len(self) // _MEDIAN_DRIFT:
-            self._median, self._changed = float(np.median(reward)), 0
+            (self._median, self._between), self._changed = median(reward, self._between), 0
         return self._median

@@ -37,7 +37,7 @@ def reward_terms(
     - R_cost = −w₂ · c
     - R_sla = −w₃ · max(0, ℓ − 1)²
     - R_proactive = β · 1[ℓ ≤ 1 and a predicted bottleneck gained capacity]
-    - R_pareto: see ``pareto_term``
+    - R_pareto: see ``pareto_term``; 0 with ``pareto`` off
 
     Args:
         outcome: (ℓ, c) at the end of the round.
@@ -53,7 +53,7 @@ def reward_terms(
         cost=-tuning.cost_weight * outcome.cost_ratio,
         sla=-tuning.sla_weight * max(0.0, latency - 1.0) ** 2,
         proactive=tuning.proactive_bonus if foresight and latency <= 1.0 else 0.0,
-        pareto=pareto_term(outcome, frontier, tuning.distance),
+        pareto=pareto_term(outcome, frontier, tuning.distance) if tuning.pareto else 0.0,
     )
 
 

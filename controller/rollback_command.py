@@ -33,6 +33,8 @@ __all__ = ["rollback"]
 
 _POLL_S: Final = 0.25
 _FOREVER: Final = "forever"
+_LONGEST_HOURS: Final = 87_600
+"""Ten years: further on a moment has no name before long."""
 
 
 def rollback(
@@ -69,7 +71,7 @@ def rollback(
         if round_number is None:
             raise InvalidInput("ROUND", None, "the round to undo; sair explain tells what each did")
         timeout_s = parse_duration(timeout, field="--timeout")
-        hold_s = None if hold == _FOREVER else parse_duration(hold, field="--hold")
+        hold_s = _hold_s(hold)
         history = await read_history(pipeline, redis_url, from_file)
         then, before = _before(history.numbered(round_number))
         newest = _newest(history.rounds)
@@ -94,6 +96,16 @@ def rollback(
         typer.echo(f"held {until}; sair rollback {pipeline} --release ends that")
 
     run(work())
+
+
+def _hold_s(text: str) -> float | None:
+    """How long to hold, None for ever."""
+    if text == _FOREVER:
+        return None
+    hold_s = parse_duration(text, field="--hold")
+    if hold_s > _LONGEST_HOURS * 3600:
+        raise InvalidInput("--hold", text, f"at most {_LONGEST_HOURS}h, or {_FOREVER}")
+    return hold_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +190,10 @@ async def _cluster() -> Any:
 
 
 async def _applied(api: Api, pipeline: str, request: Rollback, auto: bool, timeout_s: float) -> RollbackStatus:
-    """Ask the leading controller and wait for its answer."""
+    """Ask the leading controller and wait for its answer; what it refuses leaves the Pipeline as it was."""
     found = await _object(api, pipeline)
     _require_auto(found, auto)
+    switched = auto and found.spec.mode != "auto"
     spec: dict[str, Any] = {"rollback": _replacing(found.spec.rollback, request)}
     if auto:
         spec["mode"] = "auto"
@@ -188,16 +201,19 @@ async def _applied(api: Api, pipeline: str, request: Rollback, auto: bool, timeo
     typer.echo("asked; waiting for the controller")
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        answer = (await _object(api, pipeline)).status.rollback
+        now = await _object(api, pipeline)
+        answer = now.status.rollback
         if answer is not None and answer.at == request.at:
             if answer.outcome == "Refused":
-                await _released(api, pipeline)
+                # A mode that somebody has set meanwhile is theirs.
+                before = {"mode": found.spec.mode} if switched and now.spec.mode == "auto" else {}
+                await _written(api, pipeline, {"rollback": None, **before})
                 raise PermanentError(f"refused, nothing was changed: {answer.message}")
             return answer
         await asyncio.sleep(_POLL_S)
     raise ApiUnavailable(
         f"no controller answered within {timeout_s:g} s. The request stays and is carried out once one leads; "
-        f"sair rollback {pipeline} --release takes it back"
+        f"sair rollback {pipeline} --release takes it back" + (", and leaves the mode at auto" if switched else "")
     )
 
 

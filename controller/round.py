@@ -10,40 +10,38 @@ The loop calls, with the world's answers as values::
     knowledge = applied(knowledge, situation, decision, outcomes, tuning)
 
 and between two rounds, every ``look_every_s``, if something ``wakes`` it, what ``react`` of ``controller.reflex`` says, followed by
-``knowledge = reflexed(knowledge, action, now, tuning)`` if that is anything.
+``knowledge = reflexed(knowledge, action, now, tuning)`` if anything of that was granted; the next round begins with ``reacted``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from controller.analogues import GROWTH_LEAST, expected_growth, remember
+from controller.applying import applied, reacted, reflexed, undone
 from controller.bottleneck import bottleneck
 from controller.decision import Decision, Proposal, Situation
 from controller.experience import Experience
 from controller.features import context_vector
 from controller.frontier import GLOBAL, load_bucket
-from controller.granting import granted_action, granted_allocations
-from controller.guardrails import Case, judge
+from controller.granting import cores_of, granted_allocations
+from controller.guardrails import Case
 from controller.identification import fit_stage
-from controller.knowledge import Knowledge, Learned, Pending, begin, learn, refused, restore, stored
+from controller.knowledge import Knowledge, Learned, begin, learn, restore, stored
 from controller.menu import Menu, compose, model_reward
 from controller.peak import record
 from controller.planning import cheapest, steps_towards
+from controller.plausible import RATE_MOST, RESIDUAL_MOST, plausible_rate
 from controller.policies.in_context import decide
 from controller.prediction import PipelineModel
 from controller.probing import epsilon, forced_probe
-from controller.reflex import freeze
+from controller.refusing import admitted
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
-    HOLD,
-    Action,
     ClusterRoom,
-    KnobOutcome,
     Observation,
     PipelineView,
     difference,
@@ -61,6 +59,7 @@ __all__ = [
     "learn",
     "observe",
     "probe",
+    "reacted",
     "reflexed",
     "restore",
     "stored",
@@ -100,15 +99,9 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
         )
         if fresh is not None:
             fits[stage.name] = fresh
-    most = _believable_per_s(learned)
-    peaks = record(
-        learned.peaks,
-        min(observation.arrivals_per_s, most),
-        min(observation.arrivals_peak_per_s, most),
-        now,
-        tuning,
-    )
-    rate = observation.arrivals_per_s
+    most = _believable_per_s(learned, observation)
+    rate = min(observation.arrivals_per_s, most)
+    peaks = record(learned.peaks, rate, min(observation.arrivals_peak_per_s, most), now, tuning)
     growth = (
         expected_growth(learned.analogues, peaks, rate, observation.arrivals_slope, now, tuning.analogues_ahead_s)
         if tuning.analogues and math.isfinite(rate)
@@ -117,14 +110,14 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
     learned = replace(
         learned,
         fits=fits,
-        foreseen_per_s=rate * growth if growth >= GROWTH_LEAST else 0.0,
+        foreseen_per_s=plausible_rate(rate * growth) if growth >= GROWTH_LEAST else 0.0,
         ratios=_ratios(learned.ratios, view, observation),
         residual=_residual(knowledge, view, observation, moved, tuning),
         peaks=peaks,
         analogues=remember(
             learned.analogues,
             peaks,
-            observation.arrivals_per_s,
+            rate,
             observation.arrivals_slope,
             peaks.recent[-1][1] if peaks.recent else 0.0,
             now,
@@ -136,11 +129,12 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
     return replace(knowledge, learned=learned)
 
 
-def _believable_per_s(learned: Learned) -> float:
-    """Up to which rate a peak is remembered: one wrong counter must not keep every replica for days."""
-    if learned.peaks.first_s is None:
-        return math.inf
-    return max(_SURGE_LEAST_PER_S, _SURGE_MOST * learned.peaks.base)
+def _believable_per_s(learned: Learned, observation: Observation) -> float:
+    """Up to which rate a peak is remembered: one wrong counter must not keep every replica for days. In the first window what was
+    answered is all there is to compare with."""
+    answered = max(0, observation.completed) / max(1.0, observation.window_s)
+    usual = answered if learned.peaks.first_s is None else learned.peaks.base
+    return min(RATE_MOST, max(_SURGE_LEAST_PER_S, _SURGE_MOST * usual))
 
 
 def _residual(knowledge: Knowledge, view: PipelineView, observation: Observation, moved: bool, tuning: Tuning) -> float:
@@ -156,7 +150,8 @@ def _residual(knowledge: Knowledge, view: PipelineView, observation: Observation
     plain = forecast.p99_s / model.correction
     if not plain > 0 or max(forecast.utilisations.values()) > tuning.utilisation_limit:
         return old
-    return old + _RESIDUAL_WEIGHT * (math.log(observation.p99_s / plain) - old)
+    seen = min(RESIDUAL_MOST, max(-RESIDUAL_MOST, math.log(observation.p99_s) - math.log(plain)))
+    return old + _RESIDUAL_WEIGHT * (seen - old)
 
 
 def _ratios(old: dict[str, float], view: PipelineView, observation: Observation) -> dict[str, float]:
@@ -215,7 +210,8 @@ def conclude(
         outcome=outcome,
         reward=reward,
         surprisal=0.0,
-        predicted_reward=pending.predicted_reward,
+        # What was predicted of another action says nothing of this one.
+        predicted_reward=pending.predicted_reward if action == pending.action else None,
         policy=pending.policy,
         arrivals_per_s=observation.arrivals_per_s,
         bottleneck=pending.bottleneck,
@@ -269,7 +265,7 @@ def _hot(model: PipelineModel, observation: Observation) -> str | None:
         fitted = model.stages.get(stage.name)
         rate = stage.granted or stage.allocation.gpu_rate
         if fitted is not None:
-            each = 1.0 / fitted.capacity_per_s(1.0, stage.allocation.cpu / 1000, rate.fraction if rate else 1.0)
+            each = 1.0 / fitted.capacity_per_s(1.0, cores_of(stage), rate.fraction if rate else 1.0)
             arrivals = max(stage.arrivals_per_s, observation.arrivals_per_s * fitted.visits)
             loads[stage.name] = (arrivals, stage.ready, each)
     return bottleneck(loads)
@@ -290,7 +286,7 @@ def probe(knowledge: Knowledge, menu: Menu, tuning: Tuning, rng: np.random.Gener
 
 
 def admit(knowledge: Knowledge, menu: Menu, proposal: Proposal, tuning: Tuning) -> Decision:
-    """Pass a proposal through the guardrails and record what each said.
+    """Pass a proposal through the guardrails and record what each said. What was refused lately is left out first.
 
     Args:
         knowledge: For the round's number.
@@ -300,7 +296,7 @@ def admit(knowledge: Knowledge, menu: Menu, proposal: Proposal, tuning: Tuning) 
     """
     case = menu.case
     situation, current = case.situation, case.current
-    action, verdicts = judge(proposal.action, case)
+    action, verdicts = admitted(proposal.action, case)
     after = project_all(current, action)
     known = all(stage.name in current for stage in situation.view.stages)
     expected = (
@@ -329,71 +325,4 @@ def admit(knowledge: Knowledge, menu: Menu, proposal: Proposal, tuning: Tuning) 
         predicted_cost_per_hour=expected.cost_per_hour if expected else None,
         predicted_reward=reward,
         epsilon=epsilon(knowledge.learned.round, tuning),
-    )
-
-
-def applied(
-    knowledge: Knowledge,
-    situation: Situation,
-    decision: Decision,
-    outcomes: Sequence[KnobOutcome],
-    tuning: Tuning,
-    *,
-    answers: Sequence[KnobOutcome] | None = None,
-) -> Knowledge:
-    """After the world was asked: the round waits for its outcome, ε decays, what was refused is left alone for a while.
-
-    Args:
-        knowledge: Of before.
-        situation: Of the decision.
-        decision: What was asked for; in recommend mode pass one with HOLD.
-        outcomes: What became of each knob.
-        tuning: As always.
-        answers: What the world itself said of them, if not all of it: what it was never asked for it has not refused.
-    """
-    observation, learned = situation.observation, knowledge.learned
-    granted = granted_action(decision.action, outcomes)
-    pending = Pending(
-        round=decision.round,
-        time_s=situation.now,
-        policy=decision.policy,
-        context=context_vector(observation, situation.view),
-        before=tuple(sorted(granted_allocations(observation).items())),
-        action=granted,
-        latency_ratio=outcome_of(observation, situation.view.budget_per_hour).latency_ratio,
-        arrivals_per_s=observation.arrivals_per_s,
-        predicted_reward=decision.predicted_reward,
-        bottleneck=decision.bottleneck,
-    )
-    refusals = tuple(each for each in learned.refusals if each.until_round > decision.round + 1)
-    learned = replace(
-        learned,
-        round=decision.round + 1,
-        pending=pending,
-        last_action=granted,
-        refusals=(*refusals, *refused(list(outcomes if answers is None else answers), decision.round)),
-    )
-    return replace(knowledge, learned=learned)
-
-
-def reflexed(knowledge: Knowledge, action: Action, now: float, tuning: Tuning) -> Knowledge:
-    """After the reflex acted: downward steps are frozen for a while."""
-    return replace(knowledge, learned=freeze(knowledge.learned, now, tuning)) if action else knowledge
-
-
-def undone(knowledge: Knowledge, number: int, time_s: float, tuning: Tuning) -> Knowledge:
-    """After a rollback: it counts as a round, and nobody will see how the one before it would have ended.
-
-    Nothing falls for a while, and the window it fell into is not measured by: knobs have moved in it.
-
-    Args:
-        knowledge: Of before.
-        number: Of its round.
-        time_s: When it was carried out, world time, seconds.
-        tuning: As always.
-    """
-    learned = freeze(knowledge.learned, time_s, tuning)
-    return replace(
-        knowledge,
-        learned=replace(learned, round=max(learned.round, number + 1), pending=None, last_action=HOLD),
     )

@@ -169,6 +169,10 @@ class StageObservation:
     """Mean number of tasks that were served together; None where the stage exports none."""
     batches: tuple[BatchTimes, ...] = ()
     """The same services by batch size; empty where the stage does not tell them apart."""
+    granted_cpu: Millicores | None = None
+    """Least CPU a node has really given a ready replica; None where nobody says so, and it has what is wished for."""
+    gpu_measured: bool = True
+    """The GPU utilisation is the GPU's own; else it is how busy replicas are, of which nobody tells the GPU's part."""
 
     @property
     def waiting(self) -> int:

@@ -103,9 +103,12 @@ class StatusWriter:
         is written once it has fallen. Shares of GPUs are asked for there and nowhere else.
         """
         key, decision = report.view.key, report.decision
-        if decision is None or not any(delta.cpu > 0 for delta in decision.action.deltas):
+        rising = [delta.stage for delta in decision.action.deltas if delta.cpu > 0] if decision is not None else []
+        if decision is None or not rising:
             return
         try:
+            # What pods refuse does not stay a wish, and is taken out of the status when the round ends.
+            self._world.keep_cpu(key, rising)
             await change_status(
                 self._api, key, lambda current: _with_rises(current.status, decision), component=COMPONENT
             )
@@ -206,15 +209,15 @@ class StatusWriter:
         if not self._model.configured:
             set_to("LLMReady", False, "NotConfigured", "the built-in policy decides")
             set_to("FallbackActive", False, "NotNeeded")
-        elif report.trace is not None:
-            failed = bool(report.fallback)
-            reason = "ModelFailed" if failed else "ModelAnswered"
-            set_to("LLMReady", not failed, reason, report.fallback)
-            set_to("FallbackActive", failed, reason, report.fallback)
-        elif not any(condition.type == "LLMReady" for condition in conditions):
+        elif (asked := judged.asked(report)) is not None:
+            set_to("LLMReady", *asked[0])
+            set_to("FallbackActive", *asked[1])
+        elif not any(each.type == "LLMReady" and each.reason != "NotConfigured" for each in conditions):
             set_to("LLMReady", None, "NotAskedYet")
             set_to("FallbackActive", None, "NotAskedYet")
-        set_to("ScalingLimited", *judged.limits(report))
+        # A round that held for want of metrics or cluster says nothing about it.
+        if report.decision is not None or not report.missing:
+            set_to("ScalingLimited", *judged.limits(report))
         drift = judged.drift(report)
         if drift is not None:
             set_to("ModelDrift", *drift)

@@ -34,6 +34,8 @@ class Tuning:
     """w₃ of R_sla."""
     proactive_bonus: float = 0.1
     """β; below 0.2, or the separation margin R(a) − R(b) ≥ 0.2 − β is void."""
+    pareto: bool = True
+    """R_pareto, what an outcome adds to the frontier or how near to it it lies; off: 0."""
     distance: Distance = "igd+"
     """Distance of a dominated point to the frontier; ``euclidean`` can order two dominated points wrongly."""
     frontier_scope: FrontierScope = "bucket"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sair.errors import AnnotationError, InvalidInput
-from sair.pipeline import MODES, Mode
+from sair.pipeline import MODES, REPLICAS_MOST, Mode
 from sair.quantities import GpuRate, Mebibytes, Millicores, parse_cpu, parse_duration, parse_memory
 
 __all__ = [
@@ -223,8 +223,8 @@ def _gpu_rate(key: str, text: str) -> GpuRate:
 
 
 def _replicas(key: str, text: str) -> int:
-    if not _INTEGER.fullmatch(text) or not 1 <= int(text) <= 10_000:
-        raise AnnotationError(key, text, "a whole number of replicas, 1 to 10000")
+    if not _INTEGER.fullmatch(text) or not 1 <= int(text) <= REPLICAS_MOST:
+        raise AnnotationError(key, text, f"a whole number of replicas, 1 to {REPLICAS_MOST}")
     return int(text)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sair.pipeline import CONDITION_TYPES, GROUP, KIND, MODES, PLURAL, VERSION
+from sair.pipeline import CONDITION_TYPES, GROUP, KIND, MODES, PLURAL, REPLICAS_MOST, VERSION
 
 __all__ = ["custom_resource_definition"]
 
 _LABEL = {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
 _RATE = {"type": "string", "maxLength": 6, "pattern": r"^(0?\.\d{1,3}|0\.\d{1,3}|1(\.0{1,3})?)$"}
 _QUANTITY = {"type": "string", "maxLength": 32, "pattern": r"^[0-9.]+([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$"}
-_REPLICAS = {"type": "integer", "minimum": 1, "maximum": 10000}
+_REPLICAS = {"type": "integer", "minimum": 1, "maximum": REPLICAS_MOST}
 _COUNT = {"type": "integer", "minimum": 0}
 _NUMBER = {"type": "number"}
 _TEXT = {"type": "string", "maxLength": 1024}

@@ -19,6 +19,7 @@ __all__ = [
     "KIND",
     "MODES",
     "PLURAL",
+    "REPLICAS_MOST",
     "VERSION",
     "Condition",
     "ConditionType",
@@ -43,6 +44,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "Pipeline"
 PLURAL: Final = "pipelines"
+REPLICAS_MOST: Final = 10_000
+"""Of one stage: what a round costs grows with them."""
 
 Mode = Literal["off", "recommend", "auto"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)

@@ -27,7 +27,8 @@ COMPONENTS: tuple[tuple[str, type[Any], str], ...] = (
     (
         "Method",
         Method,
-        "Read by the controller. Pieces of the method that can be chosen; the defaults are what simulation found best.",
+        "Read by the controller, by `sair simulate` and by `sair demo`. Pieces of the method that can be chosen; the defaults are what "
+        "simulation found best.",
     ),
     (
         "Language model",

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.controller.drawn import STAGES, WIDTH, drawn
 from benchmarks.controller.rows import Row, Sizes, median_ms
-from controller.frontier import Frontiers
+from controller.experience import Experience, Outcome
+from controller.frontier import Frontier, Frontiers, point_of
 from controller.memory.embedded import embedded_server
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
@@ -25,28 +26,54 @@ from controller.tuning import Tuning
 __all__ = ["growth", "redis", "retrieval"]
 
 TUNING: Final = Tuning()
+_LOADS: Final = 4
+"""Load buckets, each with a frontier of its own: a load that grows fivefold in the course of a day."""
+
+
+def _traded(lived: Iterable[Experience], seed: int) -> Iterator[Experience]:
+    """Rounds that were fast where they were dear, so that frontiers have tens of points."""
+    rng = np.random.default_rng(seed)
+    for each in lived:
+        latency = float(np.clip(rng.lognormal(-0.4, 0.35), 0.1, 4.0))
+        cost = float(np.clip(0.25 / latency * rng.lognormal(0.0, 0.15) + 0.05, 0.02, 1.5))
+        yield replace(each, outcome=Outcome(latency, cost), load_bucket=each.round % _LOADS)
+
+
+def _better(frontier: Frontier, rng: np.random.Generator) -> Outcome:
+    """An outcome that moves a frontier by one point: better than one of its points, or between two of them."""
+    place = int(rng.integers(len(frontier.points) - 1))
+    (fast, dear), (slow, cheap) = frontier.points[place : place + 2]
+    return Outcome(0.999 * fast, 0.999 * dear) if rng.random() < 0.5 else Outcome((fast + slow) / 2, (dear + cheap) / 2)
 
 
 def retrieval(sizes: Sizes, bars: Mapping[str, float], folder: Path) -> Iterator[Row]:
-    """Retrieval and upkeep."""
+    """Retrieval and upkeep, of rounds that leave their load's frontier as it is and of those that move it: every second does."""
     held = {sizes.retrieval[-1]: bars["large retrieval"], sizes.retrieval[0]: bars["retrieval"]}
     for size in sizes.retrieval:
-        memory, found = Memory(STAGES), []
+        memory, frontiers, rng = Memory(STAGES), Frontiers({}), np.random.default_rng(2)
         began_s = time.perf_counter()
-        memory.load(drawn(size, WIDTH), TUNING)
+        memory.load(_traded(drawn(size, WIDTH), 0), TUNING)
         load_s = time.perf_counter() - began_s
-        spent = []
-        for each in drawn(sizes.retrievals, WIDTH, seed=1):
-            fresh = replace(each, id=f"new-{each.id}")
+        for each in memory.experiences:
+            frontiers = frontiers.add(each.load_bucket, point_of(each.outcome))
+        # The first one judges all of them, as at a warm start.
+        memory.retrieve(memory.at(0).context, frontiers, TUNING)
+        spent: dict[bool, list[float]] = {False: [], True: []}
+        for number, each in enumerate(_traded(drawn(sizes.retrievals, WIDTH, seed=1), 1)):
+            before = frontiers.at(each.load_bucket)
+            outcome = _better(before, rng) if number % 2 else each.outcome
+            fresh = replace(each, id=f"new-{each.id}", outcome=outcome)
             began_s = time.perf_counter()
             memory.add(fresh, TUNING)
-            shown = memory.retrieve(fresh.context, Frontiers({}), TUNING)
-            spent.append(time.perf_counter() - began_s)
-            found.append(len(shown))
-        assert min(found) > 0
+            frontiers = frontiers.add(fresh.load_bucket, point_of(outcome))
+            shown = memory.retrieve(fresh.context, frontiers, TUNING)
+            spent[frontiers.at(fresh.load_bucket) is not before].append(time.perf_counter() - began_s)
+            assert shown
         named = f"{size} experiences"
-        yield Row("retrieval with upkeep of surprisal, median", named, median_ms(spent), "ms", held.get(size))
-        yield Row("  the same, P99", named, float(np.quantile(spent, 0.99)) * 1000, "ms")
+        for moved, kind in ((False, "its frontier still"), (True, "moved")):
+            what = f"retrieval with upkeep, {kind}" if not moved else f"  the same, {kind}"
+            yield Row(f"{what}, median", named, median_ms(spent[moved]), "ms", held.get(size))
+            yield Row("  the same, P99", named, float(np.quantile(spent[moved], 0.99)) * 1000, "ms")
         yield Row("  all taken in at once", named, load_s, "s")
         del memory
         gc.collect()

@@ -52,6 +52,8 @@ class Run:
     """A run before this one, whose memory is carried over."""
     preference: float = 0.85
     """Fraction of the SLO that predicted P99 may use."""
+    fixed_share: bool = False
+    """GPU shares stay as the user wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ def run(job: Run) -> Course:
 @lru_cache(maxsize=64)
 def _run(job: Run) -> tuple[Course, Knowledge]:
     setup = replace(setup_of(job.pipeline, job.wrong_prior), preference=job.preference)
+    if job.fixed_share:
+        setup = _with_fixed_shares(setup)
     series = series_of(job.pipeline, job.workload, job.duration_s, job.seed, job.stops_s)
     if job.oversized > 1:
         fitting = size(Static(job.pipeline, job.workload, job.duration_s, job.seed, job.settled_s))[1]
@@ -165,6 +169,15 @@ def _known(job: Run, setup: PipelineSetup) -> Knowledge:
         return begin(setup.view)
     laws = {stage.plan.name: stage.prior if job.told == "prior" else stage.plan.law for stage in setup.stages}
     return begin(setup.view, {name: batch_curve_of(law) for name, law in laws.items()})
+
+
+def _with_fixed_shares(setup: PipelineSetup) -> PipelineSetup:
+    stages = []
+    for stage in setup.stages:
+        rate = stage.initial.gpu_rate
+        fixed = replace(stage.limits, gpu_milli_min=rate.milli, gpu_milli_max=rate.milli) if rate else stage.limits
+        stages.append(replace(stage, limits=fixed))
+    return replace(setup, stages=tuple(stages))
 
 
 def _grown(setup: PipelineSetup, factor: int) -> PipelineSetup:

@@ -66,12 +66,21 @@ MPC_GRID: Final[tuple[Setting, ...]] = tuple(
 )
 
 ABLATIONS: Final[dict[str, Change]] = {
+    "memory off": MEMORY_OFF,
     "analogues off": (("analogues", False),),
     "remembered peaks off": (("remember_peaks", False),),
     "identification off": (("identification", False),),
     "forecasts uncorrected": (("correct_forecasts", False),),
     "surprisal off": (("surprisal_in_score", False),),
+    "surprisal by the neighbourhood": (("local_deviation", True),),
+    "diversity off": (("diversity", 0.0),),
     "no experiences shown": (("examples_max", 0),),
+    "5 experiences": (("examples_max", 5),),
+    "10 experiences": (("examples_max", 10),),
+    "20 experiences": (("examples_max", 20),),
+    "Pareto term off": (("pareto", False),),
+    "euclidean distance": (("distance", "euclidean"),),
+    "one frontier for all loads": (("frontier_scope", "global"),),
     "probing off": (("probing", False),),
     "reflex off": (("reflex", False),),
     "reserve off": (("reserve", False),),

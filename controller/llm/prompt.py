@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from controller.frontier import load_bucket
+from controller.frontier import GLOBAL, Point, load_bucket
 from controller.knowledge import Knowledge
 from controller.menu import Candidate, Digest, Menu
 from controller.retrieval import Recollection
@@ -49,6 +49,14 @@ servers compile a schema when they first see it, and words, because small models
 _EXPERIENCES: Final = (
     "Experiences like this one (load, P99/SLO before, action, P99/SLO after, cost/budget, misses, reward):"
 )
+_FIELDS: Final = {
+    "code": "the word that the question ends with",
+    "choice": "the number of a candidate",
+    "bottleneck": 'the id of the stage that limits the others, or "none"',
+    "rationale": "why, in at most 20 words",
+}
+"""What the schema does not say, or says to servers alone that enforce one."""
+_FRONTIER_MOST: Final = 12
 _BYTES_A_TOKEN: Final = 3
 _REPLICAS: Final = (-1, 0, 1, 2)
 _SHARE_STEPS: Final = tuple(step * GPU_STEP_MILLI for step in range(-GPU_STEPS_MOST, GPU_STEPS_MOST + 1))
@@ -105,11 +113,12 @@ def ask(
         _MENU_TASK if mode == "menu" else _FREE_TASK,
         _code_task(code),
     ]
+    schema = schema_of(mode, view, len(order))
     messages = (
-        {"role": "system", "content": _SYSTEM + _topology(view, ids)},
+        {"role": "system", "content": _SYSTEM + _form(schema) + _topology(view, ids)},
         {"role": "user", "content": "\n".join(filter(None, parts))},
     )
-    return Question(messages, schema_of(mode, view, len(order)), mode, stages, order, code, tuple(experiences))
+    return Question(messages, schema, mode, stages, order, code, tuple(experiences))
 
 
 def repair(question: Question, problem: str) -> Question:
@@ -125,7 +134,7 @@ def repair(question: Question, problem: str) -> Question:
 
 
 def schema_of(mode: Mode, view: PipelineView, candidates: int) -> dict[str, Any]:
-    """JSON schema of the reply: flat, enumerated, everything required."""
+    """JSON schema of the reply: flat, enumerated, everything required. Every keyword here belongs into the client's probe as well."""
     ids = [f"s{number}" for number in range(1, len(view.stages) + 1)]
     properties: dict[str, Any] = {"code": {"type": "string", "enum": list(CODES)}}
     if mode == "menu":
@@ -140,6 +149,15 @@ def schema_of(mode: Mode, view: PipelineView, candidates: int) -> dict[str, Any]
     properties["bottleneck"] = {"type": "string", "enum": [*ids, "none"]}
     properties["rationale"] = {"type": "string", "maxLength": 160}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _form(schema: Mapping[str, Any]) -> str:
+    """The fields of the answer in words, for models whose server shows them no schema."""
+    lines = [
+        f'"{name}": {_FIELDS.get(name) or "one of " + ", ".join(map(str, rule["enum"]))}'
+        for name, rule in schema["properties"].items()
+    ]
+    return "Fields of the answer, all of them required:\n" + "\n".join(lines) + "\n"
 
 
 def _code_task(code: str) -> str:
@@ -175,12 +193,21 @@ def _state(menu: Menu, ids: Mapping[str, str]) -> str:
 
 
 def _frontier(knowledge: Knowledge, menu: Menu) -> str:
-    points = knowledge.frontiers.at(load_bucket(menu.case.situation.observation.arrivals_per_s)).points
+    """The frontier that rewards are taken against."""
+    whole = menu.case.model.tuning.frontier_scope == "global"
+    bucket = GLOBAL if whole else load_bucket(menu.case.situation.observation.arrivals_per_s)
+    points = _spread(knowledge.frontiers.at(bucket).points, _FRONTIER_MOST)
     if not points:
         return ""
-    return "Pareto frontier at this load (P99/SLO, cost/budget): " + " ".join(
-        f"({x:.2f}, {y:.3f})" for x, y in points[:12]
-    )
+    where = "over all loads" if whole else "at this load"
+    return f"Pareto frontier {where} (P99/SLO, cost/budget): " + " ".join(f"({x:.2f}, {y:.3f})" for x, y in points)
+
+
+def _spread(points: Sequence[Point], most: int) -> Sequence[Point]:
+    """At most so many of them, evenly over their order, both ends among them."""
+    if len(points) <= most:
+        return points
+    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
 
 
 def _experiences(recollections: Sequence[Recollection], ids: Mapping[str, str]) -> list[tuple[Recollection, str]]:

@@ -10,9 +10,7 @@ from msgspec import Meta
 from sair.errors import SettingsError
 from sair.settings import load, settings
 
-__all__ = ["Enforcement", "ModelSettings", "load_model_settings"]
-
-Enforcement = Literal["json_schema", "json_object", "text"]
+__all__ = ["ModelSettings", "load_model_settings"]
 
 
 @settings("SAIR_LLM_")
@@ -33,12 +31,14 @@ class ModelSettings:
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.2
     """Sampling temperature."""
     max_tokens: Annotated[int, Meta(ge=64, le=4096)] = 400
-    """Longest reply, tokens."""
+    """Longest reply, tokens. A model that thinks before it answers needs a multiple: what it thinks counts, and what is cut off is no
+    answer."""
     experience_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 2000
     """What the experiences in a prompt may take, tokens, a token counted as three bytes; those with the lowest scores are left out first.
     0 shows none. All fifteen take less than half of it."""
     enforcement: Literal["probe", "json_schema", "json_object", "text"] = "probe"
-    """What the server makes of response_format; probe asks it at start."""
+    """What the server makes of response_format; probe asks it at start. A format that a request is refused with is left for the next looser
+    one, for an hour."""
     tokens_per_day: Annotated[int, Meta(ge=0)] = 0
     """Budget of one pipeline, tokens a day, in and out; 0 disables."""
     dollars_per_day: Annotated[float, Meta(ge=0)] = 0.0

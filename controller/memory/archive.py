@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import redis.asyncio as redis
+
 from controller.experience import Experience
-from controller.frontier import Frontiers, point_of
+from controller.memory.eviction import holders
 from controller.memory.keys import SCHEMA_KEY, Keys
 from controller.memory.store import FrontierPoint, Store, translated
 
@@ -73,7 +75,12 @@ class Archive:
 
     @translated
     async def _page(self, pipeline: str, after: str) -> list[tuple[str, dict[str, str]]]:
-        records = await self._redis.xrange(Keys(pipeline).decisions, min=after, count=_PAGE)
+        keys = Keys(pipeline)
+        try:
+            records = await self._redis.xrange(keys.decisions, min=after, count=_PAGE)
+        except redis.ResponseError as error:
+            await self.store.explain(keys, error)
+            raise
         return [(str(identifier), dict(fields)) for identifier, fields in records]
 
     @translated
@@ -109,16 +116,9 @@ class Archive:
                 await multi.execute()
 
 
-def frontier_of(experiences: Sequence[Experience]) -> dict[str, FrontierPoint]:
+def frontier_of(experiences: Iterable[Experience]) -> dict[str, FrontierPoint]:
     """The points that are on the frontier of their load bucket, from the experiences alone: what Redis says of it is not trusted."""
-    frontiers = Frontiers({})
-    for each in experiences:
-        frontiers = frontiers.add(each.load_bucket, point_of(each.outcome))
-    return {
-        each.id: FrontierPoint(each.outcome, each.load_bucket)
-        for each in experiences
-        if point_of(each.outcome) in frontiers.at(each.load_bucket).points
-    }
+    return {name: FrontierPoint(each.outcome, each.load_bucket) for name, each in holders(experiences).items()}
 
 
 def _stream_id(text: str) -> tuple[int, int]:

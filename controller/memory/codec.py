@@ -1,4 +1,7 @@
-"""Experiences as Redis hashes: readable fields, JSON only where nested; whatever is read back is checked field by field."""
+"""Experiences as Redis hashes: readable fields, JSON only where nested; whatever is read back is checked field by field.
+
+What is written is within what is read, whatever the metrics said: see ``bounded``.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,20 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from controller.experience import Experience, Outcome, RewardTerms
+from controller.features import PIPELINE_FEATURES, STAGE_FEATURES
+from controller.frontier import LEAST_RATIO, REFERENCE
+from controller.reward import LATENCY_RATIO_CAP
 from controller.state import Action, Allocation, StageDelta
 from sair.errors import EntryError, InvalidInput
 from sair.quantities import GpuRate, Mebibytes, Millicores
 
-__all__ = ["LARGEST", "allocations_from_json", "from_fields", "to_fields"]
+__all__ = ["LARGEST", "allocations_from_json", "bounded", "from_fields", "to_fields"]
 
 T = TypeVar("T")
 
@@ -24,14 +31,23 @@ LARGEST: Final = 1e12
 """No quantity that SAIR stores comes near it; beyond it sums of squares would overflow."""
 
 _MAX_TEXT = 2000
-_MAX_CONTEXT = 256
-_MAX_FEATURE = 1000.0
 _MAX_STAGES = 100
+_MAX_CONTEXT = len(PIPELINE_FEATURES) + len(STAGE_FEATURES) * _MAX_STAGES
+_MAX_FEATURE = 1000.0
 _LATEST_S = 253_402_300_799.0
+_WEIGHT_MOST: Final = 10.0
+"""No weight of the reward comes near it."""
+_COST_RATIO_MOST: Final = 1000.0
+_PARETO_MOST: Final = 1.0 + REFERENCE[0] * REFERENCE[1]
+_REWARD_MOST: Final = 2 * _WEIGHT_MOST + _PARETO_MOST
+_REWARD_LEAST: Final = -_WEIGHT_MOST * (1.0 + _COST_RATIO_MOST + (LATENCY_RATIO_CAP - 1.0) ** 2)
+_SURPRISAL_MOST: Final = _REWARD_MOST - _REWARD_LEAST
 
-_Step = Annotated[int, msgspec.Meta(ge=-(10**9), le=10**9)]
-_Amount = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+_Step = Annotated[int, msgspec.Meta(ge=-(2**43), le=2**43)]
+_Amount = Annotated[int, msgspec.Meta(ge=0, le=2**43)]
+"""Up to the largest quantity of Kubernetes, 2⁶³ bytes, in MiB."""
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+_Range = tuple[float, float]
 
 
 class _Delta(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -48,8 +64,61 @@ class _Allocation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     gpu_milli: _Amount | None = None
 
 
+def bounded(experience: Experience) -> Experience:
+    """An experience as it can be read back: itself, unless a hostile metric or a budget of next to nothing put a number beyond its bounds.
+
+    Such a number becomes the nearest that is within them; an arrival rate that is none becomes 0.
+    """
+    arrivals_per_s = _nearest(experience.arrivals_per_s, (0.0, LARGEST))
+    seen, given = experience.outcome, experience.reward
+    outcome = Outcome(
+        _nearest(seen.latency_ratio, _latencies(arrivals_per_s)),
+        _nearest(seen.cost_ratio, (LEAST_RATIO, _COST_RATIO_MOST)),
+        _nearest(seen.miss_ratio, (0.0, 1.0)),
+    )
+    terms = {name: _nearest(getattr(given, name), allowed) for name, allowed in _rewards(outcome).items()}
+    predicted = experience.predicted_reward
+    return replace(
+        experience,
+        time_s=_nearest(experience.time_s, (0.0, _LATEST_S)),
+        policy=experience.policy[:_MAX_TEXT],
+        arrivals_per_s=arrivals_per_s,
+        previous_latency_ratio=_nearest(experience.previous_latency_ratio, (0.0, LARGEST)),
+        outcome=outcome,
+        reward=RewardTerms(**terms),
+        surprisal=_nearest(experience.surprisal, (0.0, _SURPRISAL_MOST)),
+        predicted_reward=None if predicted is None else _nearest(predicted, (_REWARD_LEAST, _REWARD_MOST)),
+        bottleneck=experience.bottleneck and experience.bottleneck[:_MAX_TEXT],
+        note=experience.note[:_MAX_TEXT],
+    )
+
+
+def _nearest(value: float, allowed: _Range) -> float:
+    """Within a range; what is no number becomes its lower end."""
+    low, high = allowed
+    return value if low <= value <= high else high if value > high else low
+
+
+def _latencies(arrivals_per_s: float) -> _Range:
+    """What P99/SLO can be: nothing only where no requests arrive."""
+    return (LEAST_RATIO if arrivals_per_s > 0 else 0.0), LATENCY_RATIO_CAP
+
+
+def _rewards(outcome: Outcome) -> dict[str, _Range]:
+    """What each term of the reward can be at an outcome; see ``reward.reward_terms``."""
+    late = max(0.0, outcome.latency_ratio - 1.0)
+    return {
+        "latency": (-_WEIGHT_MOST, _WEIGHT_MOST),
+        "cost": (-_WEIGHT_MOST * outcome.cost_ratio, 0.0),
+        "sla": (-_WEIGHT_MOST * late**2, 0.0),
+        "proactive": (0.0, _WEIGHT_MOST),
+        "pareto": (0.0, _PARETO_MOST),
+    }
+
+
 def to_fields(experience: Experience) -> dict[str, str]:
-    """Write an experience as the fields of a Redis hash."""
+    """Write an experience, as ``bounded`` has it, as the fields of a Redis hash."""
+    experience = bounded(experience)
     reward, outcome = experience.reward, experience.outcome
     deltas = {d.stage: _Delta(d.replicas, d.cpu, d.memory, d.gpu_milli) for d in experience.action.deltas}
     before = {
@@ -82,7 +151,7 @@ def to_fields(experience: Experience) -> dict[str, str]:
         "context_json": json.dumps([round(value, 6) for value in experience.context]),
     }
     if experience.note:
-        fields["note"] = experience.note[:_MAX_TEXT]
+        fields["note"] = experience.note
     return fields
 
 
@@ -114,50 +183,43 @@ def from_fields(key: str, pipeline: str, identifier: str, fields: Mapping[str, s
         except (ValueError, TypeError, InvalidInput, msgspec.MsgspecError, RecursionError) as error:
             raise EntryError(f"{key} {name}", value, allowed) from error
 
-    def number(name: str) -> float:
-        return read(name, _finite, f"a finite number of at most {LARGEST:g}")
+    def number(name: str, allowed: _Range) -> float:
+        low, high = allowed
+        return read(name, lambda value: _within(value, allowed), f"a number from {low:g} to {high:g}")
 
-    def ratio(name: str) -> float:
-        return read(name, _ratio, f"a number from 0 to {LARGEST:g}")
-
+    count = read("round", _count, "a whole number of rounds")
+    arrivals_per_s = number("arrivals_per_s", (0.0, LARGEST))
+    outcome = Outcome(
+        number("latency_ratio", _latencies(arrivals_per_s)),
+        number("cost_ratio", (LEAST_RATIO, _COST_RATIO_MOST)),
+        number("miss_ratio", (0.0, 1.0)),
+    )
+    terms = {name: number(f"reward_{name}", allowed) for name, allowed in _rewards(outcome).items()}
+    predicted = text("predicted_reward", default="")
     return Experience(
         id=identifier,
         pipeline=pipeline,
-        round=read("round", _count, "a whole number of rounds"),
+        round=count,
         time_s=read("time_s", _time, "seconds from 1970 to the year 9999"),
         context=read("context_json", _context, f"a JSON list of at most {_MAX_CONTEXT} numbers up to {_MAX_FEATURE:g}"),
         action=read("action_json", _action, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
         before=read("before_json", _before, "a JSON object of stages with replicas, cpu_m, memory_mi, gpu_milli"),
         load_bucket=read("load_bucket", _bucket, "a whole number of at most six digits"),
-        previous_latency_ratio=number("previous_latency_ratio"),
-        outcome=Outcome(ratio("latency_ratio"), ratio("cost_ratio"), ratio("miss_ratio")),
-        reward=RewardTerms(
-            latency=number("reward_latency"),
-            cost=number("reward_cost"),
-            sla=number("reward_sla"),
-            proactive=number("reward_proactive"),
-            pareto=number("reward_pareto"),
-        ),
-        surprisal=number("surprisal"),
-        predicted_reward=number("predicted_reward") if text("predicted_reward", default="") else None,
+        previous_latency_ratio=number("previous_latency_ratio", (0.0, LARGEST)),
+        outcome=outcome,
+        reward=RewardTerms(**terms),
+        surprisal=number("surprisal", (0.0, _SURPRISAL_MOST)),
+        predicted_reward=number("predicted_reward", (_REWARD_LEAST, _REWARD_MOST)) if predicted else None,
         policy=sys.intern(text("policy")[:_MAX_TEXT]),
-        arrivals_per_s=number("arrivals_per_s"),
+        arrivals_per_s=arrivals_per_s,
         bottleneck=sys.intern(text("bottleneck", default="")[:_MAX_TEXT]) or None,
         note=text("note", default="")[:_MAX_TEXT],
     )
 
 
-def _finite(value: str) -> float:
+def _within(value: str, allowed: _Range) -> float:
     parsed = float(value)
-    if not abs(parsed) <= LARGEST:
-        raise ValueError(value)
-    return parsed
-
-
-def _ratio(value: str) -> float:
-    """A negative one would stand on every frontier for good."""
-    parsed = _finite(value)
-    if parsed < 0:
+    if not allowed[0] <= parsed <= allowed[1]:
         raise ValueError(value)
     return parsed
 

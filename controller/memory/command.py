@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -17,18 +19,21 @@ from controller.memory.archive import Archive, frontier_of
 from controller.memory.console import DEFAULT_URL, RedisUrl, console, moment, opened, run
 from controller.memory.embedded import embedded_server
 from controller.memory.eviction import NEWEST_KEPT, victims
-from controller.memory.exchange import Archived, header, parse, written
+from controller.memory.exchange import Archived, header, parse, sifted, written
+from controller.memory.keeping import REMEDY, evicting
 from controller.memory.keys import SCHEMA
 from controller.memory.statistics import QUANTILES, statistics_of
 from controller.memory.store import Store
-from controller.memory.transfer import EVERYTHING, collect, merge, read_file
+from controller.memory.transfer import EVERYTHING, collect, merge, read_file, replacing
 from controller.printing import printable
-from sair.errors import InvalidInput, NotFound, SchemaVersionError
+from sair.errors import InvalidInput, NotFound, PermanentError, SchemaVersionError
 from sair.serving import stop_signal
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Look at what the controller remembers, take it along, cut it.", no_args_is_help=True)
+
+_REFUSED_SHOWN: Final = 20
 
 Pipeline = Annotated[str, typer.Argument(help="namespace/name")]
 
@@ -41,6 +46,9 @@ def list_pipelines(redis_url: RedisUrl = DEFAULT_URL) -> None:
         async with opened(redis_url) as store:
             table = Table("pipeline", "experiences", "best reward")
             for pipeline in await store.pipelines():
+                if _tells_what_is_in_the_way(await store.misplaced(pipeline)):
+                    table.add_row(Text(printable(pipeline)), "damaged", "-")
+                    continue
                 best = await store.top(pipeline, "rewards", 1)
                 shown = f"{best[0][1]:+.2f}" if best else "-"
                 table.add_row(Text(printable(pipeline)), str(await store.count(pipeline)), shown)
@@ -92,6 +100,8 @@ def stats(
     async def work() -> None:
         async with opened(redis_url) as store:
             for name in await _chosen(store, pipeline):
+                if pipeline is None and _tells_what_is_in_the_way(await store.misplaced(name)):
+                    continue
                 loaded = await store.load(name, EVERYTHING)
                 size = await Archive(store).size(name)
                 found = statistics_of(loaded.experiences)
@@ -111,6 +121,8 @@ def stats(
                 ):
                     table.add_row(label, Text(value))
                 console().print(table)
+            if policy := await evicting(store.client):
+                _tell(f"maxmemory-policy is {policy}: Redis evicts keys by itself where it is full; {REMEDY}")
 
     run(work())
 
@@ -126,23 +138,19 @@ def export_memory(
 
     async def work() -> None:
         async with opened(redis_url) as store:
-            chosen = pipelines or list(await store.pipelines())
             await _check_schema(Archive(store))
-            target = sys.stdout if output is None else await asyncio.to_thread(_create, output)
-            try:
+            chosen = tuple(dict.fromkeys(pipelines)) if pipelines else await store.pipelines()
+            async with contextlib.nullcontext(sys.stdout) if output is None else replacing(output) as target:
                 await asyncio.to_thread(target.write, header())
                 for pipeline in chosen:
-                    archived, damaged = await collect(store, pipeline, journal=journal)
-                    if not (archived.experiences or archived.state or archived.decisions):
-                        raise NotFound(f"memory knows no pipeline {pipeline}; sair memory ls lists those it knows")
-                    await asyncio.to_thread(target.writelines, written(pipeline, archived))
-                    _tell(
-                        f"{pipeline}: {len(archived.experiences)} experiences, {len(archived.decisions)} journal records"
-                        + (f"; {len(damaged)} unreadable entries left out" if damaged else "")
-                    )
-            finally:
-                if output is not None:
-                    await asyncio.to_thread(target.close)
+                    try:
+                        found = await _exported(store, pipeline, journal=journal)
+                    except PermanentError as error:
+                        if pipelines:
+                            raise
+                        _tell(f"left out: {error}")
+                        continue
+                    await asyncio.to_thread(target.writelines, written(pipeline, found))
 
     run(work())
 
@@ -165,11 +173,17 @@ def import_memory(
             return
         async with opened(redis_url) as store:
             await store.ensure_schema()
+            taken = False
             for pipeline, archived in found.items():
                 merged = await merge(store, pipeline, archived)
                 _tell(
                     f"{pipeline}: {merged.added} added, {merged.repaired} repaired, {merged.kept} kept as they were, "
                     f"{merged.decisions} journal records, state {'taken over' if merged.state else 'kept'}"
+                )
+                taken = taken or merged.changed
+            if taken:
+                _tell(
+                    "a controller that leads any of them by now takes this over only when it begins anew; see docs/memory.md"
                 )
 
     run(work())
@@ -276,17 +290,35 @@ async def _unreadable(store: Store, pipeline: str, readable: set[str]) -> list[s
     return [name for name, _ in await store.top(pipeline, "experiences", EVERYTHING) if name not in readable]
 
 
-def _create(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput("--output", str(path), f"a file that can be written ({error.strerror})") from error
+async def _exported(store: Store, pipeline: str, *, journal: bool) -> Archived:
+    """What goes into a file; tells it, and what is left out. NotFound if there is nothing, EntryError if import knows no such name."""
+    archived, damaged = await collect(store, pipeline, journal=journal)
+    if not (archived.experiences or archived.state or archived.decisions or damaged):
+        raise NotFound(f"memory knows nothing of a pipeline {pipeline}; sair memory ls lists those it knows")
+    kept, refused = sifted(pipeline, archived, time.time())
+    left_out = len(damaged) + len(refused)
+    _tell(
+        f"{pipeline}: {len(kept.experiences)} experiences, {len(kept.decisions)} journal records"
+        + (f"; {left_out} unreadable entries left out" if left_out else "")
+    )
+    for each in refused[:_REFUSED_SHOWN]:
+        _tell(f"left out, for import would refuse it: {each}")
+    return kept
 
 
 def _parsed(path: Path) -> dict[str, Archived]:
-    if str(path) == "-":
+    if str(path) != "-":
+        return read_file(path)
+    try:
         return parse("standard input", sys.stdin, time.time())
-    return read_file(path)
+    except UnicodeDecodeError as error:
+        raise InvalidInput("standard input", str(error), "UTF-8 text") from error
+
+
+def _tells_what_is_in_the_way(misplaced: Sequence[str]) -> bool:
+    for each in misplaced:
+        Console(stderr=True).print(f"damaged: {printable(each)}", style="red", markup=False)
+    return bool(misplaced)
 
 
 def _tell(text: str) -> None:

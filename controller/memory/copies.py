@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.experience import Experience
-from controller.memory.eviction import Queue
+from controller.memory.eviction import Queue, holders
 from controller.memory.store import NOBODY, FrontierPoint
 from controller.memory.writing import Held, Writer
 
@@ -49,7 +50,9 @@ class Copy:
     """Ids that Redis may still have."""
     state: Mapping[str, str] = field(default_factory=dict)
     frontier: Mapping[str, FrontierPoint] | None = None
-    """None until a round was saved."""
+    """None where it is not known: then that in Redis stays as it is."""
+    saved_once: bool = False
+    """A round was saved."""
     loaded: bool = False
     """What Redis had has been read."""
     gone: bool = False
@@ -63,6 +66,8 @@ class Copy:
     lost: int = 0
     """Journal records that are lost, ever."""
     queue: Queue = field(default_factory=Queue)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it is written or read: by its own loop, or by any once it is gone."""
 
     def ordered(self) -> tuple[Experience, ...]:
         """All experiences, oldest first."""
@@ -80,16 +85,27 @@ class Copy:
         self,
         experiences: Sequence[Experience],
         state: Mapping[str, str],
-        frontier: Mapping[str, FrontierPoint],
+        frontier: Mapping[str, FrontierPoint] | None,
         capacity: int,
     ) -> tuple[str, ...]:
-        """Take in what rounds gave; gives the ids that were forgotten to make room."""
-        self.state, self.frontier = state, frontier
+        """Take in what rounds gave; gives the ids that were forgotten to make room.
+
+        Args:
+            experiences: New ones, oldest first.
+            state: Of the controller.
+            frontier: Of everything there is; None if that is not known, for Redis could not be read so far.
+            capacity: How many may stay.
+        """
+        self.saved_once, self.state, self.frontier = True, state, frontier
         for experience in experiences:
             self.experiences[experience.id] = experience
             self.unsaved.add(experience.id)
             self.queue.add(experience)
-        evicted = self.queue.excess(self.experiences, frontier, capacity)
+        if frontier is None and len(self.experiences) > capacity:
+            kept: Collection[str] = holders(self.experiences.values())
+        else:
+            kept = frontier or ()
+        evicted = self.queue.excess(self.experiences, kept, capacity)
         for identifier in evicted:
             del self.experiences[identifier]
             if identifier in self.unsaved:
@@ -98,14 +114,20 @@ class Copy:
                 self.evicted.add(identifier)
         return evicted
 
-    def saved(self, held: Held) -> None:
-        """Everything that waited was written."""
+    def saved(self, held: Held, written: Collection[str], deleted: Collection[str]) -> None:
+        """Some of what waited was written.
+
+        Args:
+            held: What was there.
+            written: Ids of experiences.
+            deleted: Ids that were evicted.
+        """
         known = len(self.experiences) - len(self.unsaved)
         self.wrote(held)
         if held.experiences < known and not self.behind:
             self.behind = f"it held {held.experiences} of {known} experiences"
-        self.unsaved.clear()
-        self.evicted.clear()
+        self.unsaved.difference_update(written)
+        self.evicted.difference_update(deleted)
 
     def wrote(self, held: Held, records: int = 0) -> None:
         """One write more; what was there before it shows whether Redis has what it was given.

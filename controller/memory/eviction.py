@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from controller.experience import Experience
+from controller.frontier import Frontiers, point_of
 
-__all__ = ["NEWEST_KEPT", "Queue", "Remembered", "victims"]
+__all__ = ["NEWEST_KEPT", "Queue", "Remembered", "holders", "victims"]
 
 NEWEST_KEPT = 50
 """Rounds that stay whatever they taught (25 minutes): the regression must see the present."""
@@ -32,6 +33,22 @@ class Remembered(Protocol):
     def surprisal(self) -> float:
         """How much it taught."""
         ...
+
+
+def holders(experiences: Iterable[Experience]) -> dict[str, Experience]:
+    """Who stands on the frontier of its load bucket, by id: of those with the same outcome the newest, so that equal rounds do not pile up.
+
+    Args:
+        experiences: In any order; all there are, for a frontier of some says nothing.
+    """
+    frontiers, newest = Frontiers({}), dict[tuple[int, float, float], Experience]()
+    for each in sorted(experiences, key=lambda one: (one.time_s, one.id)):
+        point = point_of(each.outcome)
+        frontiers = frontiers.add(each.load_bucket, point)
+        newest[each.load_bucket, *point] = each
+    return {
+        each.id: each for (bucket, *_), each in newest.items() if point_of(each.outcome) in frontiers.at(bucket).points
+    }
 
 
 def victims(experiences: Sequence[Remembered], frontier: Collection[str], capacity: int) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 ::
 
     {"kind":"header","schema":"1"}
-    {"kind":"experience","pipeline":"default/vision","id":"00000012-0","fields":{…as in Redis…}}
+    {"kind":"experience","pipeline":"default/vision","id":"00000012-3f9a1c07","fields":{…as in Redis…}}
     {"kind":"state","pipeline":"default/vision","fields":{…}}
     {"kind":"decision","pipeline":"default/vision","id":"1700000000000-0","fields":{…}}
 
@@ -22,21 +22,22 @@ import msgspec
 
 from controller.experience import Experience
 from controller.memory.codec import from_fields, to_fields
-from controller.memory.keys import SCHEMA
+from controller.memory.keys import SCHEMA, Keys
 from sair.errors import EntryError
 
-__all__ = ["LINE_CHARACTERS_MAX", "Archived", "header", "parse", "updated_s", "written"]
+__all__ = ["LINE_CHARACTERS_MAX", "Archived", "header", "parse", "sifted", "updated_s", "written"]
 
 LINE_CHARACTERS_MAX: Final = 32_000_000
 """The learned state and its checkpoints are the longest lines, some 100 kB."""
 
 _DAY_MS: Final = 86_400_000
 _Fields: TypeAlias = dict[str, str]
-_Name = Annotated[str, msgspec.Meta(min_length=3, max_length=330)]
-_Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_LONGEST_NAME: Final = 330
+_LONGEST_ID: Final = 200
+_Name = Annotated[str, msgspec.Meta(min_length=3, max_length=_LONGEST_NAME)]
+_Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_ID)]
 _PIPELINE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _STREAM_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
-_EXPERIENCE_ID = re.compile(r"[0-9A-Za-z_.\-]+")
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -65,6 +66,32 @@ def written(pipeline: str, archived: Archived) -> Iterable[str]:
         yield _encoded(_Line("state", pipeline=pipeline, fields=dict(sorted(archived.state.items()))))
     for identifier, fields in archived.decisions:
         yield _encoded(_Line("decision", pipeline=pipeline, id=identifier, fields=dict(fields)))
+
+
+def sifted(pipeline: str, archived: Archived, now_s: float) -> tuple[Archived, tuple[EntryError, ...]]:
+    """What of a pipeline ``parse`` takes, and why it takes no more: a file that is refused whole is no backup.
+
+    Args:
+        pipeline: ``namespace/name``.
+        archived: As Redis has it.
+        now_s: Unix time.
+
+    Raises:
+        EntryError: If no Pipeline can have that name.
+    """
+    _checked_name("memory", pipeline)
+    keys, kept, refused = Keys(pipeline), Archived(state=archived.state), list[EntryError]()
+    for identifier, experience in archived.experiences.items():
+        try:
+            kept.experiences[_checked_id(keys.experiences, identifier)] = experience
+        except EntryError as error:
+            refused.append(error)
+    for identifier, fields in archived.decisions:
+        try:
+            kept.decisions.append((_checked_stream_id(keys.decisions, identifier, now_s), fields))
+        except EntryError as error:
+            refused.append(error)
+    return kept, tuple(refused)
 
 
 def header() -> str:
@@ -119,30 +146,44 @@ def _decoded(place: str, text: str) -> _Line:
 def _take(place: str, line: _Line, found: dict[str, Archived], now_s: float) -> None:
     if line.kind not in ("experience", "state", "decision"):
         raise EntryError(f"{place} kind", line.kind, "experience, state or decision")
-    if line.pipeline is None or not _PIPELINE.fullmatch(line.pipeline):
-        raise EntryError(f"{place} pipeline", line.pipeline, "namespace/name")
+    pipeline = _checked_name(place, line.pipeline)
     if line.fields is None:
         raise EntryError(f"{place} fields", None, "an object of texts")
-    archived = found.setdefault(line.pipeline, Archived())
+    archived = found.setdefault(pipeline, Archived())
     if line.kind == "state":
         archived.state = line.fields
     elif line.kind == "experience":
-        if line.id is None or not _EXPERIENCE_ID.fullmatch(line.id):
-            raise EntryError(f"{place} id", line.id, "letters, digits, dots, dashes and underscores")
-        archived.experiences[line.id] = from_fields(place, line.pipeline, line.id, line.fields)
+        identifier = _checked_id(place, line.id)
+        archived.experiences[identifier] = from_fields(place, pipeline, identifier, line.fields)
     else:
         _take_decision(place, line, archived, now_s)
 
 
 def _take_decision(place: str, line: _Line, archived: Archived, now_s: float) -> None:
-    identifier = line.id or ""
-    if not _STREAM_ID.fullmatch(identifier) or int(identifier.split("-")[0]) > now_s * 1000 + _DAY_MS:
-        raise EntryError(f"{place} id", line.id, "a stream id, milliseconds-number, not later than tomorrow")
+    identifier = _checked_stream_id(place, line.id, now_s)
     if archived.decisions and _order(identifier) <= _order(archived.decisions[-1][0]):
         raise EntryError(f"{place} id", identifier, f"an id after the one before, {archived.decisions[-1][0]}")
     if not line.fields:
         raise EntryError(f"{place} fields", line.fields, "at least one field")
     archived.decisions.append((identifier, line.fields))
+
+
+def _checked_name(place: str, name: str | None) -> str:
+    if name is None or len(name) > _LONGEST_NAME or not _PIPELINE.fullmatch(name):
+        raise EntryError(f"{place} pipeline", name, "namespace/name")
+    return name
+
+
+def _checked_id(place: str, identifier: str | None) -> str:
+    if not identifier or not identifier.isprintable() or " " in identifier or len(identifier) > _LONGEST_ID:
+        raise EntryError(f"{place} id", identifier, f"at most {_LONGEST_ID} printable characters without a space")
+    return identifier
+
+
+def _checked_stream_id(place: str, identifier: str | None, now_s: float) -> str:
+    if not _STREAM_ID.fullmatch(identifier or "") or _order(identifier or "")[0] > now_s * 1000 + _DAY_MS:
+        raise EntryError(f"{place} id", identifier, "a stream id, milliseconds-number, not later than tomorrow")
+    return identifier or ""
 
 
 def _order(identifier: str) -> tuple[int, ...]:

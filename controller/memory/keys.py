@@ -55,6 +55,11 @@ class Keys:
         return f"{_PREFIX}{self.pipeline}}}:decisions"
 
     @property
+    def telling(self) -> tuple[str, ...]:
+        """Those of which each alone shows that memory knows the pipeline."""
+        return self.experiences, self.decisions, self.writes, self.controller
+
+    @property
     def writes(self) -> str:
         """HASH of who may write, and how many writes and journal records there were; see ``writing``."""
         return f"{_PREFIX}{self.pipeline}}}:writes"

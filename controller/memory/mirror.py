@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Final
 
 from controller.experience import Experience
+from controller.memory.archive import frontier_of
 from controller.memory.copies import Copy, Losses, Standing
 from controller.memory.eviction import victims
+from controller.memory.keeping import REMEDY, evicting
 from controller.memory.store import DEFAULT_CAPACITY, FrontierPoint, Loaded, Store
 from controller.memory.waiting import Waiting
 from sair.errors import EntryError, MemoryFull, MemoryUnavailable, Superseded
@@ -57,6 +59,7 @@ class MirroredMemory:
         self._failing: dict[str, MemoryUnavailable] = {}
         self.losses = Losses()
         self._ask_again_at = -math.inf
+        self._looked = False
 
     # What is known
 
@@ -102,11 +105,16 @@ class MirroredMemory:
         """
         copy = self._copies.setdefault(pipeline, Copy())
         copy.gone = False
+        async with copy.writing:
+            return await self._load(pipeline, copy)
+
+    async def _load(self, pipeline: str, copy: Copy) -> Loaded:
         if self._left_alone:
             return Loaded(copy.ordered(), copy.state, whole=False)
         asked_at = time.monotonic()
         try:
             await self.store.ensure_schema()
+            await self._look_at_policy()
             full = not await self._claim(pipeline, copy)
             limit = await self._cut(pipeline, copy)
             loaded = await self.store.load(pipeline, limit)
@@ -118,6 +126,12 @@ class MirroredMemory:
         if not full:
             self._failing.pop(pipeline, None)
         return Loaded(copy.ordered(), copy.state, loaded.damaged)
+
+    async def _look_at_policy(self) -> None:
+        """Once: what Redis evicts by itself is missing without anybody having decided so."""
+        looked, self._looked = self._looked, True
+        if not looked and (policy := await evicting(self.store.client)):
+            _log.warning(f"Redis evicts keys by itself where it is full: {REMEDY}", maxmemory_policy=policy)
 
     async def _claim(self, pipeline: str, copy: Copy) -> bool:
         if not self._leads():
@@ -132,13 +146,15 @@ class MirroredMemory:
 
     async def _cut(self, pipeline: str, copy: Copy) -> int:
         """Forget what is beyond the capacity, which may have been larger; gives how many experiences are left at most."""
-        if await self.store.count(pipeline) <= self._capacity:
+        if (count := await self.store.count(pipeline)) <= self._capacity:
             return self._capacity
-        entries, frontier = await self.store.index(pipeline)
+        # From all that is there: the frontier's hash is of whoever wrote it last, who may have known only some.
+        frontier = frontier_of((await self.store.load(pipeline, count)).experiences)
+        entries = await self.store.index(pipeline)
         gone = victims(entries, frontier, self._capacity)
         for start in range(0, len(gone), _CUT_AT_ONCE):
             some = gone[start : start + _CUT_AT_ONCE]
-            copy.wrote(await self.store.restore(pipeline, (), {}, None, some, writer=copy.writer))
+            copy.wrote(await self.store.restore(pipeline, (), {}, frontier, some, writer=copy.writer))
         _log.warning(
             "Redis held more experiences than the capacity; those that taught least are forgotten",
             pipeline=pipeline,
@@ -154,7 +170,7 @@ class MirroredMemory:
         experiences: Sequence[Experience],
         pipeline: str,
         state: Mapping[str, str],
-        frontier: Mapping[str, FrontierPoint],
+        frontier: Mapping[str, FrontierPoint] | None,
     ) -> tuple[str, ...]:
         """Keep what rounds gave with state and frontier, and write as much as Redis takes.
 
@@ -162,7 +178,7 @@ class MirroredMemory:
             experiences: New ones, oldest first; few or none.
             pipeline: ``namespace/name``.
             state: Of the controller.
-            frontier: Ids and points.
+            frontier: Ids and points; None as long as what Redis has could not be read, which then keeps its own.
 
         Returns:
             Ids of what was forgotten to make room.
@@ -182,8 +198,7 @@ class MirroredMemory:
                     "journal records wait for Redis beyond their bound; the oldest are dropped and counted",
                     pipeline=shortened,
                 )
-        if not self._left_alone:
-            await self._attempt(pipeline, copy, lambda: self._drain(pipeline, copy))
+        await self._attempt(pipeline, copy, lambda: self._drain(pipeline, copy))
 
     async def forget(self, pipeline: str) -> None:
         """Hold nothing of a pipeline that is gone any more, once what waits is written."""
@@ -193,37 +208,41 @@ class MirroredMemory:
             await self._flush(pipeline, copy)
 
     async def _flush(self, pipeline: str, copy: Copy) -> None:
-        if self._left_alone or not await self._attempt(pipeline, copy, lambda: self._write(pipeline, copy)):
+        if not await self._written(pipeline, copy):
             return
+        for name, each in list(self._copies.items()):
+            # No round waits for what another writes.
+            if each.gone and not each.writing.locked() and not await self._written(name, each):
+                return
+
+    async def _written(self, pipeline: str, copy: Copy) -> bool:
+        if not await self._attempt(pipeline, copy, lambda: self._write(pipeline, copy)):
+            return False
         if self._failing.pop(pipeline, None) is not None and not self._failing:
             _log.info("Redis takes everything again; nothing is waiting any more", pipeline=pipeline)
-        if copy.gone:
+        if copy.gone and not copy.unsaved and not self._waiting.count(pipeline):
             self._drop(pipeline)
-        left = next((name for name, each in self._copies.items() if each.gone), None)
-        if left is not None:
-            await self._flush(left, self._copies[left])
+        return True
 
     async def _write(self, pipeline: str, copy: Copy) -> None:
         # The journal first: a state that counts a round which the journal does not tell could not be taken over.
         await self._drain(pipeline, copy)
-        if copy.frontier is None:
+        if not copy.saved_once:
             return
         # A second time where the first has shown that Redis knows less than it was given.
         for _ in range(2):
             if copy.behind:
                 await self._rebuild(pipeline, copy)
-            chosen = [copy.experiences[name] for name in sorted(copy.unsaved)]
-            copy.saved(
-                await self.store.restore(
-                    pipeline, chosen, copy.state, copy.frontier, sorted(copy.evicted), writer=copy.writer
-                )
-            )
+            chosen, gone = sorted(copy.unsaved), sorted(copy.evicted)
+            fresh = [copy.experiences[name] for name in chosen]
+            held = await self.store.restore(pipeline, fresh, copy.state, copy.frontier, gone, writer=copy.writer)
+            copy.saved(held, chosen, gone)
             if not copy.behind:
                 return
 
     async def _rebuild(self, pipeline: str, copy: Copy) -> None:
         why, missing = copy.behind, copy.missing
-        entries, _ = await self.store.index(pipeline)
+        entries = await self.store.index(pipeline)
         copy.rebuild([each.id for each in entries])
         _log.warning(
             f"Redis does not hold what it was given: {why}. Experiences, frontier and state are written again; "
@@ -238,27 +257,32 @@ class MirroredMemory:
             await self._append(pipeline, copy, _lost_record(missing, f"Redis did not hold them any more: {why}"))
 
     async def _drain(self, pipeline: str, copy: Copy) -> None:
-        dropped = self._waiting.dropped(pipeline)
-        if dropped.records:
-            reason = f"Redis took none for too long; rounds {dropped.first_round} to {dropped.last_round}"
-            await self._append(pipeline, copy, _lost_record(dropped.records, reason))
-            _log.error(
-                "journal records were dropped while Redis took none",
-                pipeline=pipeline,
-                records=dropped.records,
-                first_round=dropped.first_round,
-                last_round=dropped.last_round,
-            )
-            self._waiting.told(pipeline)
-        while (oldest := self._waiting.first(pipeline)) is not None:
-            await self._append(pipeline, copy, oldest)
-            self._waiting.done(pipeline)
+        with self._waiting.telling(pipeline) as dropped:
+            if dropped.records:
+                reason = f"Redis took none for too long; rounds {dropped.first_round} to {dropped.last_round}"
+                await self._append(pipeline, copy, _lost_record(dropped.records, reason))
+                _log.error(
+                    "journal records were dropped while Redis took none",
+                    pipeline=pipeline,
+                    records=dropped.records,
+                    first_round=dropped.first_round,
+                    last_round=dropped.last_round,
+                )
+        while self._waiting.count(pipeline):
+            with self._waiting.writing(pipeline) as oldest:
+                await self._append(pipeline, copy, oldest)
 
     async def _append(self, pipeline: str, copy: Copy, record: Mapping[str, str]) -> None:
         copy.wrote(await self.store.append_decision(pipeline, record, writer=copy.writer), records=1)
 
     async def _attempt(self, pipeline: str, copy: Copy, write: Callable[[], Awaitable[None]]) -> bool:
         """Write; where somebody else has claimed the pipeline, claim it anew if it is still ours, else let go of what waits."""
+        async with copy.writing:
+            if self._left_alone or self._copies.get(pipeline) is not copy:
+                return False
+            return await self._attempted(pipeline, copy, write)
+
+    async def _attempted(self, pipeline: str, copy: Copy, write: Callable[[], Awaitable[None]]) -> bool:
         asked_at = time.monotonic()
         for again in (True, False):
             try:

@@ -16,6 +16,7 @@ from controller.memory import writing
 from controller.memory.codec import from_fields
 from controller.memory.connection import close, connect, parse_url
 from controller.memory.keys import SCHEMA, SCHEMA_KEY, Keys, pipeline_of
+from controller.memory.kinds import misplaced
 from controller.memory.writing import FENCED, Held, Writer
 from sair.errors import EntryError, MemoryFull, MemoryUnavailable, SchemaVersionError, Superseded
 
@@ -179,7 +180,7 @@ class Store:
             pipeline: ``namespace/name``.
             experiences: To be written.
             state: Fields of ``…:controller``.
-            frontier: The whole of it; None leaves it as it is.
+            frontier: The whole of it; None leaves it as it is, with the experiences that stand on it.
             evicted: Ids to forget.
             writer: Who writes.
 
@@ -208,7 +209,7 @@ class Store:
                     writer,
                 )
             except redis.ResponseError as error:
-                await self._explain(keys, error)
+                await self.explain(keys, error)
                 raise
             before = before or held
         assert before is not None  # noqa: S101  # there is at least one batch
@@ -225,7 +226,7 @@ class Store:
         try:
             identifiers = (await self._redis.zrevrange(keys.experiences, 0, limit - 1))[::-1]
         except redis.ResponseError as error:
-            await self._explain(keys, error)
+            await self.explain(keys, error)
             raise
         experiences: list[Experience] = []
         damaged: list[EntryError] = []
@@ -297,25 +298,16 @@ class Store:
                 found.append(dict(answer or {}))
         return found
 
-    async def _explain(self, keys: Keys, error: redis.ResponseError) -> None:
+    async def explain(self, keys: Keys, error: redis.ResponseError) -> None:
         """Redis' WRONGTYPE does not say which key: look, and raise what does."""
-        if "WRONGTYPE" not in str(error):
-            return
-        kinds = {
-            keys.experiences: "zset",
-            keys.rewards: "zset",
-            keys.surprisals: "zset",
-            keys.frontier: "hash",
-            keys.decisions: "stream",
-            keys.controller: "hash",
-            keys.writes: "hash",
-        }
-        wrong = []
-        for name, expected in kinds.items():
-            found = str(await self._redis.type(name))
-            if found not in (expected, "none"):
-                wrong.append(f"{name} is a {found}, not a {expected}")
-        raise MemoryUnavailable(f"Redis: WRONGTYPE: {'; '.join(wrong) or error}") from error
+        if "WRONGTYPE" in str(error):
+            wrong = await misplaced(self._redis, keys)
+            raise MemoryUnavailable(f"Redis: WRONGTYPE: {'; '.join(wrong) or error}") from error
+
+    @translated
+    async def misplaced(self, pipeline: str) -> tuple[str, ...]:
+        """Keys of a pipeline that are of another type than they ought to be, in words."""
+        return await misplaced(self._redis, Keys(pipeline))
 
     @translated
     async def forget(self, pipeline: str) -> int:
@@ -337,13 +329,12 @@ class Store:
         return int(await self._redis.zcard(Keys(pipeline).experiences))
 
     @translated
-    async def index(self, pipeline: str) -> tuple[list[Indexed], frozenset[str]]:
-        """All experiences as the indexes have them, oldest first, and the ids on the frontier."""
+    async def index(self, pipeline: str) -> list[Indexed]:
+        """All experiences as the indexes have them, oldest first."""
         keys = Keys(pipeline)
         times = await self._redis.zrange(keys.experiences, 0, -1, withscores=True)
         surprisals = dict(await self._redis.zrange(keys.surprisals, 0, -1, withscores=True))
-        entries = [Indexed(str(name), float(time_s), float(surprisals.get(name, 0.0))) for name, time_s in times]
-        return entries, frozenset(await self._redis.hkeys(keys.frontier))
+        return [Indexed(str(name), float(time_s), float(surprisals.get(name, 0.0))) for name, time_s in times]
 
     @translated
     async def top(self, pipeline: str, by: str, count: int) -> list[tuple[str, float]]:
@@ -361,9 +352,10 @@ class Store:
     async def pipelines(self) -> tuple[str, ...]:
         """All pipelines that memory knows."""
         found = set()
-        async for key in self._redis.scan_iter(match="sair:{*}:controller", count=1000):
+        # Any of them may be alone: an import without a state, a journal, a claim. The pattern leaves out the many hashes of experiences.
+        async for key in self._redis.scan_iter(match="sair:{*}:*[rs]", count=1000):
             pipeline = pipeline_of(key)
-            if pipeline:
+            if pipeline and key in Keys(pipeline).telling:
                 found.add(pipeline)
         return tuple(sorted(found))
 
@@ -380,7 +372,7 @@ class Store:
         try:
             return await writing.append(self._redis, keys, record, writer, _JOURNAL_LENGTH, self._journal_bytes)
         except redis.ResponseError as error:
-            await self._explain(keys, error)
+            await self.explain(keys, error)
             raise
 
     @translated

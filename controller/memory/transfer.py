@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from controller.experience import Experience
 from controller.memory.archive import Archive, frontier_of
@@ -12,7 +19,7 @@ from controller.memory.exchange import Archived, parse, updated_s
 from controller.memory.store import Loaded, Store
 from sair.errors import EntryError, InvalidInput
 
-__all__ = ["EVERYTHING", "Merged", "collect", "merge", "read_file"]
+__all__ = ["EVERYTHING", "Merged", "collect", "merge", "read_file", "replacing"]
 
 EVERYTHING = 1_000_000
 """More experiences than any memory holds; see the setting of the capacity."""
@@ -30,6 +37,11 @@ class Merged:
     state: bool = False
     """The controller's state was taken over."""
     decisions: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Anything was written."""
+        return bool(self.added or self.repaired or self.state or self.decisions)
 
 
 async def collect(store: Store, pipeline: str, *, journal: bool = True) -> tuple[Archived, tuple[EntryError, ...]]:
@@ -66,10 +78,59 @@ async def merge(store: Store, pipeline: str, archived: Archived) -> Merged:
         newer = True
     if fresh or newer:
         everything = {e.id: e for e in (*held.experiences, *fresh)}
-        frontier = frontier_of(list(everything.values()))
+        frontier = frontier_of(everything.values())
         await store.restore(pipeline, fresh, archived.state if newer else {}, frontier)
     decisions = await Archive(store).extend_journal(pipeline, archived.decisions)
     return Merged(len(fresh) - repaired, repaired, kept, newer, decisions)
+
+
+@contextlib.asynccontextmanager
+async def replacing(path: Path) -> AsyncIterator[TextIO]:
+    """A file that takes its place only once it is complete: until then, and if that never is, what was there stays.
+
+    What is there and no plain file, such as a pipe, is written as it is.
+
+    Raises:
+        InvalidInput: If it cannot be written.
+    """
+    try:
+        place, part = await asyncio.to_thread(_begun, path)
+        file = await asyncio.to_thread(part.open, "w", encoding="utf-8")
+        try:
+            yield file
+            await asyncio.to_thread(_complete, file, part, place)
+        finally:
+            await asyncio.to_thread(_ended, file, part, place)
+    except OSError as error:
+        raise InvalidInput("--output", str(path), f"a file that can be written ({error.strerror})") from error
+
+
+def _begun(path: Path) -> tuple[Path, Path]:
+    """The file's place, where no link is followed any more, and beside it, so that it can take its place at once, what is written first."""
+    if path.exists() and not path.is_file():
+        return path, path
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f".sair-export-{secrets.token_hex(4)}")
+    if place.exists():
+        with place.open("a"):
+            pass  # what must not be written must not be replaced either
+        part.touch(exist_ok=False)
+        shutil.copymode(place, part)
+    return place, part
+
+
+def _complete(file: TextIO, part: Path, place: Path) -> None:
+    file.flush()
+    if part != place:
+        os.fsync(file.fileno())
+        part.replace(place)
+
+
+def _ended(file: TextIO, part: Path, place: Path) -> None:
+    with contextlib.suppress(OSError):  # what could not be written before cannot be now
+        file.close()
+    if part != place:
+        part.unlink(missing_ok=True)
 
 
 def read_file(path: Path) -> dict[str, Archived]:

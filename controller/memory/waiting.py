@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,10 +25,18 @@ class Dropped:
     first_round: str = ""
     last_round: str = ""
 
+    def and_then(self, later: Dropped) -> Dropped:
+        """Together with what was lost after it."""
+        if not self.records or not later.records:
+            return later if later.records else self
+        return Dropped(self.records + later.records, self.first_round or later.first_round, later.last_round)
+
 
 @dataclass(slots=True)
 class _Queue:
     records: deque[Record] = field(default_factory=deque)
+    in_flight: int = 0
+    """Records that are being written: they wait still, and are not among ``records``."""
     bytes: int = 0
     dropped: Dropped = field(default_factory=Dropped)
 
@@ -52,39 +61,58 @@ class Waiting:
         self._grow(queue, _size(record))
         while self._bytes > self._most_bytes:
             name, longest = max(self._queues.items(), key=lambda item: item[1].bytes)
-            if longest is queue and len(queue.records) == 1:
-                break  # one record is always held
+            if len(longest.records) <= (longest is queue):
+                break  # the new one is always held, and so is what is being written
             gone = longest.records.popleft()
             self._grow(longest, -_size(gone))
-            number, before = gone.get("round", ""), longest.dropped
-            longest.dropped = Dropped(before.records + 1, before.first_round or number, number)
+            number = gone.get("round", "")
+            longest.dropped = longest.dropped.and_then(Dropped(1, number, number))
             shortened.append(name)
         return shortened
 
-    def first(self, pipeline: str) -> Record | None:
-        """The oldest record of a pipeline."""
-        queue = self._queues.get(pipeline)
-        return queue.records[0] if queue is not None and queue.records else None
+    @contextlib.contextmanager
+    def writing(self, pipeline: str) -> Iterator[Record]:
+        """The oldest record of a pipeline: nothing drops it meanwhile, and it waits no more once it is written.
 
-    def done(self, pipeline: str) -> None:
-        """The oldest record of a pipeline is written."""
+        Raises:
+            LookupError: If none waits.
+        """
         queue = self._queues[pipeline]
-        self._grow(queue, -_size(queue.records.popleft()))
-        if not queue.records and not queue.dropped.records:
-            del self._queues[pipeline]
+        record = queue.records.popleft()
+        queue.in_flight += 1
+        try:
+            yield record
+        except BaseException:
+            if self._queues.get(pipeline) is queue:
+                queue.records.appendleft(record)
+            raise
+        else:
+            if self._queues.get(pipeline) is queue:
+                self._grow(queue, -_size(record))
+        finally:
+            queue.in_flight -= 1
+            self._tidy(pipeline)
+
+    @contextlib.contextmanager
+    def telling(self, pipeline: str) -> Iterator[Dropped]:
+        """What was lost of a pipeline since it was told last; what is dropped meanwhile is told the next time."""
+        queue = self._queues.get(pipeline)
+        if queue is None:
+            yield Dropped()
+            return
+        told, queue.dropped = queue.dropped, Dropped()
+        try:
+            yield told
+        except BaseException:
+            queue.dropped = told.and_then(queue.dropped)
+            raise
+        finally:
+            self._tidy(pipeline)
 
     def dropped(self, pipeline: str) -> Dropped:
         """What was lost of a pipeline since it was told last."""
         queue = self._queues.get(pipeline)
         return Dropped() if queue is None else queue.dropped
-
-    def told(self, pipeline: str) -> None:
-        """The journal says by now what was lost."""
-        queue = self._queues.get(pipeline)
-        if queue is not None:
-            queue.dropped = Dropped()
-            if not queue.records:
-                del self._queues[pipeline]
 
     def clear(self, pipeline: str) -> int:
         """Nothing of a pipeline waits any more; gives how many records did."""
@@ -92,12 +120,17 @@ class Waiting:
         if queue is None:
             return 0
         self._bytes -= queue.bytes
-        return len(queue.records)
+        return len(queue.records) + queue.in_flight
 
     def count(self, pipeline: str | None = None) -> int:
         """How many records wait, of a pipeline or of all."""
         queues = self._queues.values() if pipeline is None else filter(None, [self._queues.get(pipeline)])
-        return sum(len(queue.records) for queue in queues)
+        return sum(len(queue.records) + queue.in_flight for queue in queues)
+
+    def _tidy(self, pipeline: str) -> None:
+        queue = self._queues.get(pipeline)
+        if queue is not None and not queue.records and not queue.in_flight and not queue.dropped.records:
+            del self._queues[pipeline]
 
     def _grow(self, queue: _Queue, bytes_: int) -> None:
         queue.bytes += bytes_

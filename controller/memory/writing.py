@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.experience import Experience
-from controller.memory.codec import to_fields
+from controller.memory.codec import bounded, to_fields
 from controller.memory.keys import Keys
 
 __all__ = ["FENCED", "Held", "Writer", "append", "claim", "written"]
@@ -92,8 +92,11 @@ local refused = refusal(given.claim)
 if refused then return refused end
 local there = redis.call('ZCARD', KEYS[2])
 for place, id in ipairs(given.evicted) do
-  redis.call('DEL', KEYS[6 + #given.experiences + place])
-  for index = 2, 4 do redis.call('ZREM', KEYS[index], id) end
+  -- Who does not know the frontier forgets nothing of it.
+  if given.frontier ~= cjson.null or redis.call('HEXISTS', KEYS[6], id) == 0 then
+    redis.call('DEL', KEYS[6 + #given.experiences + place])
+    for index = 2, 4 do redis.call('ZREM', KEYS[index], id) end
+  end
 end
 account(given.claim, given.writes, 0, 0)
 for place, each in ipairs(given.experiences) do
@@ -177,7 +180,7 @@ async def written(
         experiences: A few hundred at most: Redis does nothing else meanwhile.
         evicted: Ids.
         state: Fields of the controller's hash.
-        frontier: Fields of the frontier's hash; None leaves it as it is.
+        frontier: Fields of the frontier's hash; None leaves it as it is, and what stands in it is not deleted.
         writer: Who writes.
     """
     gone = list(evicted)
@@ -189,7 +192,7 @@ async def written(
             "surprisal": repr(each.surprisal),
             "fields": to_fields(each),
         }
-        for each in experiences
+        for each in map(bounded, experiences)
     ]
     given = {
         "claim": writer.claim,

@@ -30,6 +30,7 @@ from controller.memory.embedded import embedded_server
 from controller.memory.keys import Keys
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.method import Method
 from controller.simulation.carry import bring, keep
 from controller.simulation.contenders import CONTENDERS, DEMO_CONTENDERS, contend
 from controller.simulation.live import LiveView
@@ -40,9 +41,11 @@ from controller.simulation.report import COLUMNS, Report, ReportedRun, compariso
 from controller.simulation.session import Scenario, run_sair
 from controller.simulation.workloads import WORKLOADS, trace, workload_named
 from controller.state import Action, PipelineView
+from controller.tuning import Tuning
 from controller.worlds.simulated import real_time_pace
 from sair.errors import InvalidInput
 from sair.logs import configure
+from sair.settings import load
 
 __all__ = ["demo", "simulate"]
 
@@ -233,6 +236,9 @@ async def _sair(
     if settings.configured:
         model, who = LlmPolicy(ModelClient(settings), settings), f"SAIR ({settings.model})"
         decider = f"decided by the language model {settings.model}, by the built-in policy where it fails"
+    method = load(Method, os.environ)
+    if method.changed:
+        decider += "; method: " + ", ".join(f"{name} {value}" for name, value in method.changed.items())
     view = LiveView(
         f"SAIR · {scenario.setup.name} · {scenario.series.name} (simulated)", decider, scenario.series.duration_s
     )
@@ -249,7 +255,16 @@ async def _sair(
         if not show_live:
             console.print(f"{view.title}\n{decider}", highlight=False)
         with Live(view, console=console, refresh_per_second=8) if show_live else contextlib.nullcontext():
-            run = await run_sair(scenario, memory, model=model, watcher=tally, pace=pace, on_advance=advanced, name=who)
+            run = await run_sair(
+                scenario,
+                memory,
+                tuning=method.tuning(Tuning()),
+                model=model,
+                watcher=tally,
+                pace=pace,
+                on_advance=advanced,
+                name=who,
+            )
     finally:
         if model is not None:
             await model.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from controller.method import Method
 from controller.simulation.baselines.autothrottle import Autothrottle
 from controller.simulation.baselines.hpa import HorizontalPodAutoscaler
 from controller.simulation.baselines.kernel_bandit import KernelBandit
@@ -22,6 +24,7 @@ from controller.simulation.trial import run_trial
 from controller.simulation.workloads import RateSeries
 from controller.tuning import Tuning
 from sair.errors import InvalidInput
+from sair.settings import load
 
 __all__ = ["CONTENDERS", "DEMO_CONTENDERS", "contend"]
 
@@ -122,7 +125,7 @@ def contend(name: str, setup: PipelineSetup, series: RateSeries, seed: int) -> R
         InvalidInput: If there is none of this name, or it was not tuned for this pipeline.
     """
     if name == "sair":
-        trial = run_trial(setup, series, seed)
+        trial = run_trial(setup, series, seed, tuning=load(Method, os.environ).tuning(Tuning()))
         return ReportedRun(trial.summary(), trial.recording, "built-in policy, no Redis")
     try:
         contender = CONTENDERS[name]

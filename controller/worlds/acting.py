@@ -11,7 +11,7 @@ from controller.cluster import PodState, Workload
 from controller.discovery import Found
 from controller.pods import PodIndex
 from controller.state import Allocation, KnobOutcome, Limits
-from controller.worlds.standing import Standing
+from controller.worlds.standing import Standing, given_cpu, is_given
 from controller.worlds.wishing import write_rates
 from sair.errors import ApiUnavailable, Conflict, InvalidInput, NotFound, PermanentError
 from sair.kube.client import Api
@@ -74,7 +74,8 @@ class Actuator:
         self._wait_s = wait_s
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._rates: dict[tuple[str, str], GpuRate] = {}
-        self._cpus: dict[tuple[str, str], Millicores] = {}
+        self._cpus: dict[tuple[str, str], Millicores | None] = {}
+        """None: nothing is wished, whatever the status says."""
         self._refused: set[tuple[str, Knob, int]] = set()
         """By uid: what a pod refused for good is not asked for again and again."""
 
@@ -90,17 +91,17 @@ class Actuator:
 
     def wished_cpu(self, found: Found, stage: str) -> Millicores | None:
         """The CPU request that replicas of a stage are to have; None if the controller never changed it."""
-        view, status = found.view.stage(stage), found.status.stage(stage)
+        view, place = found.view.stage(stage), (found.view.key, stage)
         if found.view.mode != "auto" or view is None:
             return None
-        cpu = self._cpus.get((found.view.key, stage))
-        if cpu is None and status is not None and status.cpu is not None:
-            try:
-                cpu = parse_cpu(status.cpu)
-            except InvalidInput:
-                return None
+        cpu = self._cpus[place] if place in self._cpus else _stated_cpu(found, stage)
         limits: Limits = view.limits
         return None if cpu is None else Millicores(_within(cpu, limits.cpu_min, limits.cpu_max))
+
+    def keep_cpu(self, found: Found, stages: Iterable[str]) -> None:
+        """Go on wishing for the CPU that is wished for now, though the Pipeline's status is about to name more, until pods take that."""
+        for stage in stages:
+            self._cpus.setdefault((found.view.key, stage), self.wished_cpu(found, stage))
 
     def forget(self, keys: set[str]) -> None:
         """Keep the wishes of these pipelines only, and what live pods refused."""
@@ -183,6 +184,9 @@ class Actuator:
             asked = await self._on_pods(_Asked(name, "cpu", cpu), others, cpu)
             if asked.unreachable is not None:
                 raise asked.unreachable
+            if stage.pods and len(asked.refused) == len(stage.pods):
+                # An earlier leader announced it and nobody took it: those that come would be refused as well.
+                self._cpus[found.view.key, name] = _had(stage)
             changed += len(asked.uids)
         return changed
 
@@ -208,12 +212,12 @@ class Actuator:
         return asked
 
     async def _ask_cpu(self, found: Found, stage: Standing, cpu: Millicores) -> _Asked:
-        place, before = (found.view.key, stage.name), self._cpus.get((found.view.key, stage.name))
+        place, before = (found.view.key, stage.name), self.wished_cpu(found, stage.name)
         self._cpus[place] = cpu
         asked = await self._on_pods(_Asked(stage.name, "cpu", cpu), stage.pods, cpu)
         if asked.unreachable is not None or (stage.pods and not asked.uids):
             # Nobody took it, so those that come would not either, or would differ from those that are there.
-            _restore(self._cpus, place, before)
+            self._cpus[place] = _had(stage) if before == cpu else before
         return asked
 
     async def _on_pods(self, asked: _Asked, pods: Iterable[PodState], cpu: Millicores) -> _Asked:
@@ -312,8 +316,11 @@ class Actuator:
                 if pod.uid in asked.uids and not _is_settled(pod, asked):
                     missing[pod.uid] = "no share granted yet"
             elif pod.uid in asked.refused or pod.resize_problem:
-                has.append(pod.container_has or pod.container_cpu)
+                has.append(given_cpu(pod))
                 missing.setdefault(pod.uid, pod.resize_problem)
+            elif not _is_settled(pod, asked):
+                has.append(given_cpu(pod))
+                missing[pod.uid] = "the node has not resized it yet"
             else:
                 has.append(asked.wished)
         if not missing:
@@ -340,7 +347,7 @@ def _is_settled(pod: PodState, asked: _Asked) -> bool:
         return True  # it is granted its share when it is placed
     if asked.knob == "gpu_rate":
         return pod.granted is not None and pod.granted.milli == asked.wished
-    return pod.container_has in (None, asked.wished) or bool(pod.resize_problem)
+    return is_given(pod, Millicores(asked.wished)) or bool(pod.resize_problem)
 
 
 def _stated(found: Found, stage: str) -> GpuRate | None:
@@ -352,16 +359,27 @@ def _stated(found: Found, stage: str) -> GpuRate | None:
         return None
 
 
+def _stated_cpu(found: Found, stage: str) -> Millicores | None:
+    """The CPU that the Pipeline's status names for a stage."""
+    status = found.status.stage(stage)
+    try:
+        return parse_cpu(status.cpu) if status is not None and status.cpu is not None else None
+    except InvalidInput:
+        return None
+
+
+def _had(stage: Standing) -> Millicores | None:
+    """What a stage's pods were given beyond what their template says, None if they have that."""
+    given: Millicores = max((pod.container_cpu for pod in stage.pods), default=stage.workload.cpu)
+    return None if given == stage.workload.cpu else given
+
+
 def _within(value: int, low: int, high: int) -> int:
     return max(low, min(high, value))
 
 
-def _restore(
-    wishes: dict[tuple[str, str], GpuRate] | dict[tuple[str, str], Millicores],
-    place: tuple[str, str],
-    before: GpuRate | Millicores | None,
-) -> None:
+def _restore(wishes: dict[tuple[str, str], GpuRate], place: tuple[str, str], before: GpuRate | None) -> None:
     if before is None:
         wishes.pop(place, None)
     else:
-        wishes[place] = before  # type: ignore[assignment]  # it came from there
+        wishes[place] = before

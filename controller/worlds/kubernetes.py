@@ -29,7 +29,7 @@ from controller.worlds.acting import COMPONENT, Actuator
 from controller.worlds.estimated import estimated_service_s
 from controller.worlds.latency import end_to_end, entering, finished_per_s
 from controller.worlds.room import Rooms
-from controller.worlds.standing import Standing, standings
+from controller.worlds.standing import Standing, given_cpu, standings
 from controller.worlds.sustained import sustained_service_s
 from sair.errors import MetricsUnavailable, NotFound
 from sair.kube.client import Api
@@ -207,7 +207,9 @@ class KubernetesWorld:
     async def allocations(self, key: str) -> Mapping[str, Allocation]:
         """What each stage is wished to have now, by its workload, its pods and the Pipeline's status."""
         found, stages = self._pipeline(key)
-        return {name: stage.allocation(self._actuator.wished_rate(found, name)) for name, stage in stages.items()}
+        now = {name: stage.allocation(self._actuator.wished_rate(found, name)) for name, stage in stages.items()}
+        self._seen |= {(key, name): allocation for name, allocation in now.items()}
+        return now
 
     async def apply(self, key: str, wanted: Mapping[str, Allocation], *, reason: str) -> Sequence[KnobOutcome]:
         """Ask for allocations; a knob that does not differ from what the loop was told last is left as it is by now."""
@@ -256,6 +258,12 @@ class KubernetesWorld:
         """The CPU new pods of a stage are to start with; None if the controller never changed it."""
         found = self.found().get(key)
         return self._actuator.wished_cpu(found, stage) if found else None
+
+    def keep_cpu(self, key: str, stages: Iterable[str]) -> None:
+        """More CPU is about to be announced in the Pipeline's status; until pods take it, what is wished for stays what it is now."""
+        found = self.found().get(key)
+        if found is not None:
+            self._actuator.keep_cpu(found, stages)
 
     def _newest(self, workload: Workload) -> Workload:
         kinds = {"Deployment": self._watching.deployments, "StatefulSet": self._watching.statefulsets}
@@ -306,7 +314,7 @@ class KubernetesWorld:
     def _stage_observation(self, found: Found, stage: Standing, window: StageWindow) -> StageObservation:
         allocation = stage.allocation(self._actuator.wished_rate(found, stage.name))
         ready = len(stage.ready)
-        cores = sum(pod.container_cpu for pod in stage.ready) / 1000
+        cores = sum(given_cpu(pod) for pod in stage.ready) / 1000
         service_s = window.service_s if window.service_s is not None else _estimated(window, ready, cores)
         busy = 0.0 if service_s is None or not ready else window.departures_per_s * service_s / ready
         cpu = busy if window.cpu_cores is None or not cores else window.cpu_cores / cores
@@ -329,6 +337,8 @@ class KubernetesWorld:
             p99_s=quantile(window.latency, 0.99),
             mean_batch=window.mean_batch,
             batches=window.batches,
+            granted_cpu=stage.granted_cpu,
+            gpu_measured=False,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from controller.cluster import PodState, Workload
 from controller.discovery import Found
@@ -11,7 +12,11 @@ from controller.state import Allocation
 from sair.annotations import LOWEST_RATE
 from sair.quantities import GpuRate, Millicores
 
-__all__ = ["Standing", "standings"]
+__all__ = ["Standing", "given_cpu", "is_given", "standings"]
+
+_ROUNDED: Final = 26
+"""By how many millicores a node may be off that reads a request back from its cgroup's weight: 9999 weights stand for 262142 shares, of
+which a core has 1024."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,11 @@ class Standing:
         if self.workload.spec is None or self.workload.spec.gpu_rate is None:
             return None
         return min((pod.granted or LOWEST_RATE for pod in self.ready), default=None)
+
+    @property
+    def granted_cpu(self) -> Millicores | None:
+        """Least CPU that a ready replica really has: what its node has given it, where that is not what its specification says."""
+        return min((given_cpu(pod) for pod in self.ready), default=None)
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -61,6 +71,17 @@ class Standing:
             rate = wished or max(wishes, default=workload.spec.gpu_rate)
         cpu: Millicores = max((pod.container_cpu for pod in self.pods), default=workload.cpu)
         return Allocation(workload.replicas, cpu, workload.memory, rate)
+
+
+def is_given(pod: PodState, cpu: Millicores) -> bool:
+    """The node has given a pod's container so much, as far as it says."""
+    return pod.container_has is None or abs(pod.container_has - cpu) <= _ROUNDED
+
+
+def given_cpu(pod: PodState) -> Millicores:
+    """What a pod's container really has: the node may not have done a resize that was asked for, and may never do it."""
+    has, asked = pod.container_has, pod.container_cpu
+    return asked if has is None or is_given(pod, asked) else has
 
 
 def standings(found: Found, pods: Iterable[PodState]) -> dict[str, Standing]:

@@ -33,7 +33,7 @@ def test_everything_is_measured_and_what_is_counted_keeps_its_bar(capsys: pytest
     assert main(["--json"], sizes=TINY, bars=PATIENT) == 0
     rows = json.loads(capsys.readouterr().out)
     values = {(row["what"].strip(), row["size"]): row["value"] for row in rows}
-    assert sum(row["bar"] is not None for row in rows) == 16
+    assert sum(row["bar"] is not None for row in rows) == 18
     assert values["shards: pipelines of none or of two", "8 pipelines, 2 shards"] == 0
     assert 1 < values["language model: calls under way at most", "20 pipelines, 3 calls each"] <= 16
     assert values["of one pipeline", "20 pipelines, 3 calls each"] == 1

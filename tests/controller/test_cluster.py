@@ -26,6 +26,17 @@ def test_a_workload_with_malformed_annotations_says_what_is_wrong_and_which_pipe
     assert seen.meant == "default/shop"
 
 
+def test_a_workload_with_more_replicas_than_a_stage_may_have_says_so() -> None:
+    raw = raw_workload("detect", STAGE)
+    raw["spec"]["replicas"] = 10_001
+    seen = parse_workload(raw, "Deployment")
+    assert (seen.spec, seen.meant) == (None, "default/shop")
+    assert "spec.replicas: 10001" in seen.problem
+    assert "at most 10000" in seen.problem
+    raw["spec"]["replicas"] = 10_000
+    assert parse_workload(raw, "Deployment").problem == ""
+
+
 @pytest.mark.parametrize("raw", [{}, {"metadata": {"name": "a", "namespace": "b"}}, {"metadata": 3}])
 def test_what_has_no_name_is_no_workload(raw: dict[str, Any]) -> None:
     with pytest.raises(WireError):

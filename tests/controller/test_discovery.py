@@ -65,6 +65,19 @@ def test_an_unknown_upstream_is_told_and_the_rest_stays_in_order() -> None:
     assert seen.conflicts == ("stage post comes after gone, which the pipeline does not have",)
 
 
+def layered(layers: int) -> list[Workload]:
+    """So many layers of two stages, each after both of the layer above: 2 to the power of layers paths."""
+    above = [[f"{side}{layer - 1}" for side in "ab"] if layer else [] for layer in range(layers)]
+    return [stage(f"{side}{layer}", *above[layer]) for layer in range(layers) for side in "ab"]
+
+
+def test_a_graph_with_more_paths_than_p99_is_worked_out_along_is_held_in_recommend() -> None:
+    assert found(*layered(8)).conflicts == ()
+    seen = found(*layered(9))
+    assert seen.conflicts == ("512 paths lead through its stages, P99 is worked out along at most 256",)
+    assert seen.view.mode == "recommend"
+
+
 def test_of_a_cycle_all_stages_count_as_sources() -> None:
     seen = found(stage("a", "b"), stage("b", "a"))
     assert [(each.name, each.after) for each in seen.view.stages] == [("a", ()), ("b", ())]

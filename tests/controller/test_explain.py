@@ -109,3 +109,16 @@ async def test_hostile_text_cannot_steer_the_terminal_and_a_damaged_field_hides_
     assert all(line.isprintable() and len(line) < 700 for line in lines)
     assert any("menu_json" in line and line.startswith("Cannot be told") for line in lines)
     assert any(line.startswith("It ended at") for line in lines)
+
+
+async def test_what_the_reflex_was_refused_is_told_apart_from_what_it_did(store: Store) -> None:
+    await recorded_run(store, 100)
+    rounds, _ = await history(store)
+    short = '{"stage":"inference","knob":"gpu_rate","wished":500,"granted":300,"reason":"the card is full"}'
+    reflexes = (
+        f'[{{"time_s":95.5,"action":"preprocess: cpu +0.5"}},{{"time_s":96.0,"action":"hold","short":[{short}]}}]'
+    )
+    lines = explain(replace(rounds[-1], decision={**rounds[-1].decision, "reflex_json": reflexes}), KEY)
+    assert "Before it the reflex acted 1 times: preprocess: cpu +0.5 at 96 s" in lines
+    refused = "inference gpu_rate 0.5 at 96 s: refused in part or whole, 0.3 granted, because the card is full"
+    assert f"  the reflex wished {refused}" in lines

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.experience import Outcome
-from controller.frontier import GLOBAL, REFERENCE, Frontier, Frontiers, Holders, Point, dominates, load_bucket
+from controller.frontier import (
+    GLOBAL,
+    REFERENCE,
+    Frontier,
+    Frontiers,
+    Holders,
+    Point,
+    dominates,
+    load_bucket,
+    point_of,
+)
 
 points = st.tuples(st.floats(0.0, 4.0), st.floats(0.0, 1.5))
 many = st.lists(points, max_size=30)
@@ -97,6 +107,14 @@ def test_what_is_no_number_never_enters_a_frontier(point: Point) -> None:
     assert Frontier.of([point]).points == ()
 
 
+@pytest.mark.parametrize("outcome", [Outcome(0.0, 0.1), Outcome(0.5, 0.0), Outcome(1e-9, 0.1), Outcome(0.0, 0.0)])
+def test_a_round_that_served_nobody_or_cost_nothing_stands_on_no_frontier(outcome: Outcome) -> None:
+    served = Frontiers({}).add(0, (0.5, 0.5)).add(0, (0.9, 0.2))
+    assert served.add(0, point_of(outcome)) is served
+    assert list(Holders().add("1", 0, outcome)) == []
+    assert Frontiers({}).add(0, point_of(outcome)).at(GLOBAL).points == ()
+
+
 def test_each_load_has_a_frontier_of_its_own_and_all_share_one() -> None:
     frontiers = Frontiers({}).add(3, (0.5, 0.5)).add(7, (0.9, 0.9))
     assert frontiers.at(7).points == ((0.9, 0.9),)
@@ -126,12 +144,13 @@ def test_who_stands_on_a_frontier_is_the_same_one_by_one_as_over_the_whole_memor
     for number, (bucket, latency, cost) in enumerate(rounds):
         holders = holders.add(str(number), bucket, Outcome(latency, cost))
         frontiers = frontiers.add(bucket, (latency, cost))
-    over_all = {
-        (str(number), bucket, (latency, cost))
+    newest = {
+        (bucket, (latency, cost)): str(number)
         for number, (bucket, latency, cost) in enumerate(rounds)
         if (latency, cost) in frontiers.at(bucket).points
     }
-    assert {(name, bucket, (o.latency_ratio, o.cost_ratio)) for name, bucket, o in holders} == over_all
+    assert {(bucket, point_of(outcome)): name for name, bucket, outcome in holders} == newest
+    assert len(list(holders)) == len(newest)
 
 
 def test_a_round_looks_at_its_own_frontier_and_not_at_all_of_memory() -> None:

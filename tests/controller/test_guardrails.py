@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from controller import round as rounds
 from controller.guardrails import RULES, Case, growing, judge, stale
+from controller.identification import given_fit
 from controller.knowledge import Learned
+from controller.model import ServiceCurve
 from controller.state import HOLD, Action, Observation, StageDelta, project_all
 from controller.tuning import Tuning
-from tests.controller.situations import LIMITS, allocations, case, chain, experienced, observation, room
+from tests.controller.situations import CURVES, LIMITS, allocations, case, chain, experienced, observation, room
 
 WIDE = allocations(pre=4, infer=4, post=3, gpu_milli=600, cpu=2000)
 """Far more than 40 requests/s need: everything may go down."""
@@ -78,6 +80,45 @@ def test_scaling_down_at_169_percent_cpu_is_refused_however_low_the_risk_was_cal
         refusal = next(verdict for verdict in verdicts if verdict.rule == "safe descent")
         assert refusal.outcome == "rejected"
         assert "pre" in refusal.reason
+
+
+MOSTLY_CPU = ServiceCurve(0.001, 0.0097, 0.00275, 0.3)
+"""The GPU stage as fast as it is, but the GPU works in only 0.3 of its time."""
+
+
+def as_a_cluster_shows(cpu: float, busy: float) -> Observation:
+    """The GPU stage uses so much of its CPU while its replicas are busy so much of the time; how much its GPU works nobody says."""
+    service_s = busy * WIDE["infer"].replicas / 40.0
+    told = {"cpu_utilisation": cpu, "gpu_utilisation": busy, "gpu_measured": False, "service_s": service_s}
+    return observation(WIDE, stages={"infer": told})
+
+
+def split(of: Case, curve: ServiceCurve) -> Case:
+    """The same with the GPU stage's curve known."""
+    infer = replace(of.model.stages["infer"], fit=given_fit(curve, True, certain=True))
+    return replace(of, model=replace(of.model, stages={**of.model.stages, "infer": infer}))
+
+
+@pytest.mark.parametrize("cpu", [0.95, 1.2, 1.4, 1.69])
+@pytest.mark.parametrize("step", [act("infer", cpu=-500), act("infer", replicas=-1, cpu=-500)], ids=str)
+def test_a_gpu_stages_cpu_is_not_lowered_because_its_replicas_are_busy(cpu: float, step: Action) -> None:
+    of = case(as_a_cluster_shows(cpu, busy=0.95))
+    for each in (of, split(of, MOSTLY_CPU)):
+        admitted, verdicts = judge(step, each)
+        assert admitted == HOLD
+        refusal = next(verdict for verdict in verdicts if verdict.rule == "safe descent")
+        assert "of its CPU" in refusal.reason
+
+
+def test_a_core_that_spins_while_the_gpu_works_is_no_use_of_the_cpu() -> None:
+    of = split(case(as_a_cluster_shows(0.7, busy=0.7)), CURVES["infer"])
+    assert judge(act("infer", cpu=-500), of)[0] == act("infer", cpu=-500)
+    assert judge(act("infer", cpu=-500), split(of, MOSTLY_CPU))[0] == HOLD
+
+
+def test_what_a_gpu_is_said_to_be_used_beyond_what_its_stage_is_busy_is_not_believed() -> None:
+    seen = observation(WIDE, stages={"infer": {"cpu_utilisation": 0.9, "gpu_utilisation": 0.9}})
+    assert judge(act("infer", cpu=-500), case(seen))[0] == HOLD
 
 
 def test_an_unknown_stage_is_refused_whole() -> None:

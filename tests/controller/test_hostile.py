@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from controller import round as rounds
 from controller.decision import Situation
 from controller.knowledge import Knowledge, begin
+from controller.memory.codec import from_fields, to_fields
+from controller.plausible import check_learned
 from controller.state import BatchTimes, Observation
 from controller.tuning import Tuning
 from tests.controller.situations import allocations, chain, experienced, observation, packed_room
@@ -73,6 +75,7 @@ def poisoned(draw: st.DrawFn) -> tuple[Observation, set[str]]:
     )
     if batches:
         per_stage.setdefault("infer", {})["batches"] = tuple(batches)
+    per_stage.setdefault("infer", {})["gpu_measured"] = draw(st.booleans())
     names = {*whole, *counts, *(name for changes in per_stage.values() for name in changes)}
     return observation(WIDE, stages=per_stage, **whole, **counts), names
 
@@ -82,13 +85,13 @@ def test_every_number_of_a_stage_is_among_those_that_are_poisoned() -> None:
     assert {each.name for each in fields(seen.stages[0])} == {
         *stage_numbers,
         "batches",
-        *("name", "allocation", "ready", "starting", "granted"),
+        *("name", "allocation", "ready", "starting", "granted", "granted_cpu", "gpu_measured"),
     }
 
 
 @settings(max_examples=60)
 @given(poisoned(), st.booleans())
-def test_whatever_the_metrics_say_a_round_is_decided_and_the_next_one_too(
+def test_whatever_the_metrics_say_a_round_is_decided_and_kept_and_the_next_one_too(
     given_observation: tuple[Observation, set[str]], known: bool
 ) -> None:
     seen, names = given_observation
@@ -97,11 +100,15 @@ def test_whatever_the_metrics_say_a_round_is_decided_and_the_next_one_too(
         now = replace(seen, time_s=330.0 + 30.0 * turn)
         situation = Situation(VIEW, now, packed_room(WIDE), now.time_s)
         with np.errstate(all="ignore"):
-            knowledge, _ = rounds.take_in(knowledge, VIEW, now, TUNING)
+            knowledge, lived = rounds.take_in(knowledge, VIEW, now, TUNING)
+            if lived is not None:
+                kept = from_fields("key", lived.pipeline, lived.id, to_fields(lived))
+                assert (kept.id, kept.action, kept.context) == (lived.id, lived.action, _rounded(lived.context))
             menu = rounds.candidates(knowledge, situation, TUNING)
             proposal = rounds.choose(knowledge, menu, TUNING, np.random.default_rng(turn))
             decision = rounds.admit(knowledge, menu, proposal, TUNING)
             knowledge = rounds.applied(knowledge, situation, decision, (), TUNING)
+        check_learned(knowledge.learned)
         insane = {"arrivals_per_s", "cost_per_hour", "queue_depth", "cpu_utilisation", "gpu_utilisation", "age_s"}
         dark = any(
             not math.isfinite(number) or number < 0
@@ -118,6 +125,10 @@ def test_whatever_the_metrics_say_a_round_is_decided_and_the_next_one_too(
             after = decision.after[stage.name]
             assert stage.limits.replicas_min <= after.replicas <= stage.limits.replicas_max
             assert after.replicas <= WIDE[stage.name].replicas + 2
+
+
+def _rounded(context: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in context)
 
 
 def test_after_the_nonsense_is_over_a_pipeline_is_scaled_as_before() -> None:
@@ -139,6 +150,16 @@ def test_after_the_nonsense_is_over_a_pipeline_is_scaled_as_before() -> None:
     assert model.reserve_per_s == pytest.approx(
         rounds.candidates(experienced(calm, rounds_seen=40), situation, TUNING).case.model.reserve_per_s, rel=0.5
     )
+
+
+def test_an_absurd_rate_in_the_very_first_window_keeps_no_replica_once_it_is_over() -> None:
+    absurd = observation(WIDE, arrivals_per_s=9e13, arrivals_peak_per_s=9e13)
+    knowledge = rounds.observe(begin(VIEW), VIEW, absurd, TUNING)
+    check_learned(knowledge.learned)
+    # Forty a second were answered.
+    assert knowledge.learned.peaks.remembered <= 20 * 40.0
+    busy = observation(WIDE, arrivals_per_s=400.0, arrivals_peak_per_s=400.0)
+    assert rounds.observe(begin(VIEW), VIEW, busy, TUNING).learned.peaks.recent[-1][1] == pytest.approx(400.0, rel=0.1)
 
 
 def test_a_burst_of_ten_times_the_usual_rate_is_believed() -> None:

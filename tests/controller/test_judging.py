@@ -10,8 +10,9 @@ import pytest
 
 from controller.decision import Decision, Verdict
 from controller.journal import RoundReport
-from controller.judging import DRIFT, drift, limits, metrics
+from controller.judging import DRIFT, asked, drift, limits, metrics
 from controller.knowledge import Learned
+from controller.llm.policy import Trace
 from controller.planning import Plan
 from controller.state import HOLD, KnobOutcome
 from controller.tuning import Tuning
@@ -62,7 +63,10 @@ def test_a_wish_that_was_not_granted_limits_scaling() -> None:
     assert limits(report(observation=alone)).message == "infer: 1 of 2 replicas are not to be had"
 
 
-@pytest.mark.parametrize(("rule", "reason"), [("cost cap", "Budget"), ("capacity", "NoRoom"), ("bounds", "Bounds")])
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [("cost cap", "Budget"), ("capacity", "NoRoom"), ("bounds", "Bounds"), ("repetition", "NotGranted")],
+)
 def test_what_a_guardrail_took_of_a_wish_limits_it_with_the_rules_name(rule: str, reason: str) -> None:
     decision = Decision("test/chain", 3, 300.0, "llm", HOLD, HOLD, {}, {}, (Verdict(rule, "changed", "too much"),))
     assert limits(report(decision=decision)) == (True, reason, f"{rule}: too much")
@@ -85,6 +89,16 @@ def test_that_nothing_within_the_bounds_suffices_is_said() -> None:
     assert "900 ms at $19.00/h" in limits(report(menu=never)).message
 
 
+def test_a_budget_below_what_would_be_enough_is_the_limit_though_no_step_was_refused() -> None:
+    offered = menu(observation())
+    assert offered.plan is not None
+    dear = replace(offered, plan=Plan(offered.plan.targets, 0.1, 25.0, feasible=True))
+    seen = report(menu=dear)
+    assert limits(seen) == (True, "Budget", "what is predicted to be enough costs $25.00/h, the budget is $20.00/h")
+    # Where it already costs more, the plan is a way down.
+    assert limits(report(menu=dear, observation=observation(cost_per_hour=30.0)))[0] is False
+
+
 @pytest.mark.parametrize(
     ("residual", "status", "reason"),
     [
@@ -104,3 +118,13 @@ def test_a_p99_that_stays_off_the_models_is_a_drift(residual: float, status: boo
 
 def test_a_round_that_was_not_decided_says_nothing_about_drift() -> None:
     assert drift(report()) is None
+
+
+def test_a_language_model_is_ready_when_it_answered_also_where_its_answer_came_too_late() -> None:
+    assert asked(report()) is None
+    assert asked(report(trace=Trace())) == ((True, "ModelAnswered", ""), (False, "ModelAnswered", ""))
+    away = "no answer within 20 s"
+    assert asked(report(trace=Trace(), fallback=away)) == ((False, "ModelFailed", away), (True, "ModelFailed", away))
+    late = "the reply came too late: the allocation changed while the model was asked"
+    moved = report(trace=Trace(), fallback=late, discarded=True)
+    assert asked(moved) == ((True, "StateMoved", late), (False, "StateMoved", late))

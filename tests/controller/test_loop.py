@@ -9,9 +9,9 @@ import pytest
 
 from controller.decision import Proposal
 from controller.explain import explain
-from controller.knowledge import Knowledge
+from controller.knowledge import Knowledge, Refusal
 from controller.llm.client import ModelClient
-from controller.llm.policy import LlmPolicy
+from controller.llm.policy import Judge, LlmPolicy
 from controller.llm.settings import ModelSettings
 from controller.looking import Looks, Watch
 from controller.loop import PipelineLoop
@@ -20,9 +20,10 @@ from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from controller.menu import Menu
 from controller.recorded import rounds_in
-from controller.state import HOLD, Action, Allocation, PipelineView
+from controller.state import HOLD, Action, Allocation, PipelineView, StageDelta
 from controller.tuning import Tuning
 from controller.worlds.simulated import Faults, SimulatedWorld
+from sair.errors import ModelUnavailable
 from sair.pipeline import Mode
 from tests.controller.scenes import Rounds, setup, simulated
 from tests.fakes.model_server import choosing, misbehaving_server, says
@@ -240,6 +241,27 @@ async def test_a_models_reply_is_discarded_where_the_state_has_moved_meanwhile(s
         assert report.decision is not None
         assert (report.decision.policy, report.decision.action) == ("hold", HOLD)
         assert report.fallback == "the reply came too late: the allocation changed while the model was asked"
+        assert report.discarded
+
+
+async def test_where_the_state_has_moved_while_a_model_failed_the_failure_is_told(store: Store) -> None:
+    world = simulated()
+
+    async def somebody_scales() -> None:
+        now = (await world.allocations(KEY))["preprocess"]
+        await world.apply(KEY, {"preprocess": replace(now, replicas=now.replicas % 10 + 1)}, reason="somebody else")
+        raise ModelUnavailable("no answer within 20 s")
+
+    model = Slow(somebody_scales)
+    watcher = await run(world, store, 100, model)
+    await model.close()
+    decided = [report for report in watcher.reports if report.decision and report.decision.policy != "probe"]
+    assert decided
+    for report in decided:
+        assert report.decision is not None
+        assert (report.decision.policy, report.decision.action) == ("hold", HOLD)
+        assert report.decision.reason == "the allocation changed while the language model was asked"
+        assert (report.fallback, report.discarded) == ("no answer within 20 s", False)
 
 
 async def test_a_models_reply_counts_where_nothing_has_moved(store: Store) -> None:
@@ -298,3 +320,58 @@ async def test_a_known_burst_that_begins_while_a_model_thinks_is_met(store: Stor
     # No look is due before the model has answered.
     looked = await looks_while_thinking(store, Tuning(), lambda world: Glances(KEY, world, Tuning(), lambda: 1))
     assert any(looked) == begins
+
+
+async def test_what_is_changed_of_a_pipeline_while_a_model_thinks_holds_for_the_reflex_at_once(store: Store) -> None:
+    thinking, seen = False, []
+
+    class World(SimulatedWorld):
+        async def view(self, key: str) -> PipelineView | None:
+            view = await super().view(key)
+            return replace(view, mode="off", budget_per_hour=0.01) if view is not None and thinking else view
+
+    world = World(list(simulated().plants.values()))
+
+    async def think() -> None:
+        nonlocal thinking
+        thinking = True
+        await world.clock.sleep(6.0)
+        await asyncio.sleep(1.2)
+
+    class Loop(PipelineLoop):
+        async def reflex(self, view: PipelineView) -> Action:
+            if thinking:
+                seen.append((view.mode, view.budget_per_hour))
+            return await super().reflex(view)
+
+    model, watcher = Slow(think), Rounds()
+    tuning = Tuning(prices=setup().prices, probing=False)
+    loop = Loop(KEY, world, MirroredMemory(store), tuning, model=model, watcher=watcher)
+    await loop.run(lambda: bool(watcher.reports))
+    await world.clock.aclose()
+    await model.close()
+    assert set(seen) == {("off", 0.01)}
+
+
+async def test_a_model_is_told_at_once_that_it_wishes_for_what_was_refused_lately(store: Store) -> None:
+    raised, said = Action((StageDelta("inference", gpu_milli=100),)), []
+
+    class Repeating(LlmPolicy):
+        async def propose(self, knowledge: Knowledge, menu: Menu, judge: Judge, *_: object) -> Proposal:
+            said.append(judge(raised))
+            return Proposal(HOLD, "llm")
+
+    settings = ModelSettings(base_url="http://127.0.0.1:9/v1")
+    world, model = simulated(), Repeating(ModelClient(settings), settings)
+    tuning = Tuning(prices=setup().prices, probing=False)
+    loop = PipelineLoop(KEY, world, MirroredMemory(store), tuning, model=model)
+    view = world.plants[KEY].view
+    for refusals in ((), (Refusal("inference", "gpu_rate", 3),)):
+        await world.clock.sleep(30.0)
+        await loop.recall(view)
+        learned = replace(loop.knowledge.learned, refusals=refusals)
+        loop._knowledge = replace(loop.knowledge, learned=learned)
+        await loop.round(view)
+    await world.clock.aclose()
+    await model.close()
+    assert [each and each.rule for each in said] == [None, "repetition"]

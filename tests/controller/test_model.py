@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from controller.model import (
     StageLoad,
     capacity_per_s,
     gamma_quantile,
+    path_count,
     paths,
     pipeline_p99_s,
     sojourn,
@@ -118,6 +120,17 @@ def test_of_two_branches_the_slower_counts_at_a_stricter_quantile() -> None:
     assert paths(view) == ((0, 1, 3), (0, 2, 3))
     fast = {"a": (0.1, 0.01), "b": (0.3, 0.02), "c": (0.01, 0.0), "d": (0.1, 0.01)}
     assert pipeline_p99_s(view, fast) == pytest.approx(float(gamma_quantile(0.5, 0.04, 0.995)))
+
+
+def test_in_a_wide_graph_the_slowest_path_counts_wherever_it_lies() -> None:
+    layers = [[f"{side}{layer}" for side in "ab"] for layer in range(6)]
+    above = [(), *map(tuple, layers)]
+    stages = tuple(StageView(name, above[at], uses_gpu=False) for at, both in enumerate(layers) for name in both)
+    view = PipelineView("test/wide", stages, 1.0)
+    assert path_count({each.name: each.after for each in stages}) == len(paths(view)) == 64
+    for slow in itertools.product("ab", repeat=6):
+        stays = {name: (0.5 if name[0] == slow[at] else 0.1, 0.0) for at, both in enumerate(layers) for name in both}
+        assert pipeline_p99_s(view, stays) == pytest.approx(3.0, rel=1e-3)
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 1.0), st.floats(0.0, 0.5)), min_size=4, max_size=4), st.integers(0, 3))

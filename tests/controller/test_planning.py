@@ -1,3 +1,5 @@
+import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -6,10 +8,11 @@ from hypothesis import strategies as st
 
 from controller.capacity import misfit
 from controller.guardrails import Case
-from controller.planning import Exchange, Plan, cheapest, exchange, steps_towards, violation
-from controller.state import Allocation, ClusterRoom, Observation, project_all
+from controller.planning import Exchange, Plan, cheapest, exchange, steps_towards, thinned, violation
+from controller.state import Allocation, ClusterRoom, Limits, Observation, project_all
 from controller.tuning import Tuning
-from tests.controller.situations import allocations, case, observation, room
+from sair.quantities import Millicores
+from tests.controller.situations import allocations, case, chain, observation, room
 
 
 def plan(of: Case) -> Plan:
@@ -180,3 +183,32 @@ def test_nothing_is_exchanged_where_the_cards_do_not_hold_the_larger_shares() ->
     at = allocations(pre=2, infer=2, post=1, gpu_milli=450)
     full = room(free_milli=0, held={name: each.replicas for name, each in at.items()})
     assert swap(case(observation(at), full, Tuning(reserve=False))) is None
+
+
+def test_what_a_plan_considers_does_not_grow_with_bounds_that_a_tenant_sets() -> None:
+    at = allocations(infer=5000)
+    wide = Limits(replicas_max=10_000, cpu_min=Millicores(1), cpu_max=Millicores(1_000_000))
+    view = replace(chain(), stages=tuple(replace(stage, limits=wide) for stage in chain().stages))
+    of = case(observation(at), room(free_cpu=64000, held={"pre": 2, "infer": 2, "post": 1}))
+    model = replace(
+        of.model, stages={each.name: replace(of.model.stages[each.name], view=each) for each in view.stages}
+    )
+    tracemalloc.start()
+    try:
+        cheapest(model, of.current, of.situation.latency_limit_s, of.situation.room)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * 2**20
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
+def test_of_many_values_those_next_to_the_present_one_and_both_ends_are_kept(low: int, count: int, now: int) -> None:
+    values = range(low, low + count)
+    kept = thinned(values, now)
+    assert len(kept) <= 40
+    assert list(kept) == sorted(set(kept))
+    assert set(kept) <= set(values)
+    assert {values[0], values[-1]} <= set(kept)
+    assert {each for each in values if abs(each - now) <= 8} <= set(kept)
+    assert count > 40 or list(kept) == list(values)

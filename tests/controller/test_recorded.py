@@ -70,3 +70,29 @@ def test_a_damaged_field_is_named_with_its_record(field: str, text: str) -> None
     with pytest.raises(EntryError) as refused:
         readers[field]()
     assert refused.value.field == f"journal 1-0 {field}"
+
+
+def test_a_decision_that_was_written_twice_is_one_round() -> None:
+    twice = {"kind": "decision", "round": "4", "time_s": "30.0", "action": "hold"}
+    records = [
+        ("1-0", twice),
+        ("2-0", twice),
+        ("3-0", {"kind": "applied", "round": "4", "time_s": "30.0"}),
+        ("4-0", {**twice, "time_s": "60.0"}),
+    ]
+    rounds, damaged = rounds_in("journal", records)
+    assert not damaged
+    assert [(each.identifier, each.applied is not None) for each in rounds] == [("1-0", True), ("4-0", False)]
+
+
+def test_what_followed_a_round_belongs_to_the_one_of_its_time_where_a_number_was_taken_twice() -> None:
+    records = [
+        ("1-0", {"kind": "decision", "round": "4", "time_s": "30.0"}),
+        ("2-0", {"kind": "decision", "round": "4", "time_s": "90.0"}),
+        ("3-0", {"kind": "concluded", "round": "4", "time_s": "90.0", "experience": "second"}),
+        ("4-0", {"kind": "applied", "round": "4", "time_s": "30.0"}),
+        ("5-0", {"kind": "concluded", "round": "4", "time_s": "30.0", "experience": "first"}),
+    ]
+    first, second = rounds_in("journal", records)[0]
+    assert (first.applied is not None, second.applied is not None) == (True, False)
+    assert [each.concluded and each.concluded["experience"] for each in (first, second)] == ["first", "second"]

@@ -24,7 +24,7 @@ from controller.memory.writing import Held
 from controller.replay import replay
 from controller.simulation.plant import Plant
 from controller.simulation.workloads import draw_arrivals, workload_named
-from controller.state import HOLD, Action, Allocation, KnobOutcome, PipelineView, StageDelta
+from controller.state import HOLD, Action, Allocation, KnobOutcome, PipelineView, Rollback, StageDelta
 from controller.tuning import Tuning
 from controller.worlds.simulated import SimulatedWorld
 from sair.errors import ApiUnavailable
@@ -402,26 +402,6 @@ async def test_a_world_that_cannot_be_asked_is_an_outcome_and_the_round_is_over(
     await run.close()
 
 
-async def test_a_controller_that_starts_without_redis_does_not_write_over_what_redis_knows(tmp_path: Path) -> None:
-    async with embedded_server(tmp_path) as url:
-        port = int(url.rsplit(":", 1)[1].split("/")[0])
-        run = Run(url, plant())
-        await run.rounds(4)
-    await run.store.close()
-    run.take_office()
-    await run.rounds(2)
-    assert run.watcher.reports[-1].round == 1
-    async with embedded_server(tmp_path, port=port):
-        await run.rounds(2)
-        assert [report.round for report in run.watcher.reports[-2:]] == [4, 5]
-        state = (await run.store.load(KEY)).state
-        assert state["round"] == "6"
-        assert len((await run.store.load(KEY)).experiences) == 3 + 3
-        frontier = await run.store.client.hgetall(f"sair:{{{KEY}}}:frontier")
-        assert {name.split("-")[1] for name in frontier} == {"w1", "w2"}
-        await run.close()
-
-
 @pytest.mark.parametrize(("shown", "number"), [(2, 2), (1, 1), (10**18, 0)], ids=["all", "some", "what cannot be"])
 async def test_where_redis_has_lost_everything_rounds_are_numbered_on_from_what_the_world_shows(
     redis_url: str, store: Store, shown: int, number: int
@@ -475,3 +455,26 @@ async def test_wherever_a_successor_dies_in_taking_over_the_one_after_it_finishe
         assert await learned(store) == expected, f"killed at wait {at}"
         assert run.wished == applied, f"killed at wait {at}"
         await run.close()
+
+
+async def test_the_rest_of_a_decision_is_not_asked_for_while_a_rollback_is_kept(redis_url: str, store: Store) -> None:
+    run = await dead_in(redis_url, 1)
+    before, asked = run.wished, run.world.asked
+    await run.recall(replace(run.view, rollback=Rollback("2026-03-01T03:10:00Z", 1, None, {}, done=True)))
+    assert (run.wished, run.world.asked) == (before, asked)
+    _, knobs = await outcomes(store)
+    assert "rolled back" in knobs["preprocess replicas"]["reason"]
+    await run.close()
+
+
+async def test_a_decision_that_was_written_twice_is_taken_over_once(redis_url: str, store: Store) -> None:
+    run = await dead_in(redis_url, 1)
+    await run.recall()
+    expected, experiences = await learned(store), await ended(store)
+    await run.close()
+    await store.client.flushall()
+    run = await dead_in(redis_url, 1)
+    await store.client.xadd(f"sair:{{{KEY}}}:decisions", await decision(store))
+    await run.recall()
+    assert (await learned(store), await ended(store)) == (expected, experiences)
+    await run.close()

@@ -177,6 +177,15 @@ def test_a_kernel_mean_learns_what_the_model_gets_wrong_where_it_was_wrong() -> 
     assert unknown.deviation == pytest.approx(1.0, abs=1e-6)
 
 
+def test_one_absurd_residual_does_not_drown_what_the_others_say() -> None:
+    lives = [lived(number, (0.5, 0.5), 0.5, predicted_reward=0.6) for number in range(9)]
+    for absurd in (-1e12, 1e12):
+        memory = filled([*lives, lived(9, (0.5, 0.5), 0.5, predicted_reward=absurd)])
+        (here,) = memory.predict((0.5, 0.5), [HOLD], ALL)
+        assert abs(here.mean) < 3.0
+        assert here.deviation < 10.0
+
+
 def test_an_empty_memory_predicts_nothing_and_shows_nothing() -> None:
     memory = Memory(STAGES)
     assert memory.retrieve((0.1,), Frontiers({}), ALL) == []

@@ -30,6 +30,13 @@ def test_the_five_terms_have_their_golden_values() -> None:
     assert terms.total == pytest.approx(0.03 - 1.0 - 0.08 + terms.pareto)
 
 
+def test_the_pareto_term_can_be_left_out() -> None:
+    frontier, without = Frontier.of([(0.4, 0.1)]), replace(TUNING, pareto=False)
+    plain = reward_terms(Outcome(1.2, 0.25), 1.5, frontier, foresight=True, tuning=TUNING)
+    terms = reward_terms(Outcome(1.2, 0.25), 1.5, frontier, foresight=True, tuning=without)
+    assert terms == replace(plain, pareto=0.0) != plain
+
+
 def test_a_foreseen_bottleneck_is_rewarded_only_within_the_slo() -> None:
     inside = reward_terms(Outcome(1.0, 0.2), 1.0, Frontier(), foresight=True, tuning=TUNING)
     assert inside.proactive == TUNING.proactive_bonus

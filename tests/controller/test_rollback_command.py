@@ -245,6 +245,42 @@ async def test_a_pipeline_that_was_switched_off_in_a_hurry_is_rolled_back_when_t
     assert await share(stages) == 0.3
 
 
+async def test_a_refusal_leaves_a_pipeline_that_was_switched_off_switched_off(
+    stages: Stages, store: Store, running: Running, sair: Command
+) -> None:
+    bad = await overloaded(stages, store)
+    await spec(stages, mode="off", bounds={"detect": {"gpuRateMin": "0.45"}})
+
+    async def off() -> bool:
+        return bool((await stages.pipeline())["status"]["mode"] == "off")
+
+    await eventually(off)
+    before = (await stages.pipeline())["spec"]
+    done = await sair(bad, "--apply", "--auto")
+    assert done.exit_code == 2
+    assert "refused, nothing was changed" in done.stderr
+    assert (await stages.pipeline())["spec"] == before
+
+
+async def test_a_refusal_leaves_a_pipeline_without_a_mode_without_one(
+    stages: Stages, store: Store, running: Running, sair: Command
+) -> None:
+    bad = await overloaded(stages, store)
+    await spec(stages, bounds={"detect": {"gpuRateMin": "0.45"}})
+    before = (await stages.pipeline())["spec"]
+    assert "mode" not in before
+    assert "refused, nothing was changed" in (await sair(bad, "--apply", "--auto")).stderr
+    assert (await stages.pipeline())["spec"] == before
+
+
+@pytest.mark.parametrize("hold", ["999999999h", "87601h"])
+def test_a_hold_that_no_calendar_has_is_refused_with_what_is_allowed(hold: str) -> None:
+    done = CliRunner().invoke(app, ["default/vision", "3", "--apply", "--hold", hold])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("sair: --hold: '")
+    assert "expected at most 87600h, or forever" in done.stderr
+
+
 async def test_without_a_controller_it_says_so_and_what_becomes_of_the_request(
     stages: Stages, store: Store, controller: Api, sair: Command
 ) -> None:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from controller import round as rounds
+from controller.applying import Reflex
 from controller.decision import Proposal, Situation
 from controller.features import context_vector
 from controller.guardrails import RULES
 from controller.knowledge import Knowledge
+from controller.refusing import REPETITION, objection
 from controller.state import HOLD, Action, Allocation, KnobOutcome, Observation, StageDelta, project_all
 from controller.tuning import Tuning
-from sair.quantities import GpuRate
+from sair.quantities import GpuRate, Millicores
 from tests.controller.situations import allocations, chain, experienced, observation, room
 
 TUNING, VIEW = Tuning(), chain()
@@ -197,6 +199,57 @@ def test_after_refused_replicas_a_share_is_offered_and_chosen_instead() -> None:
         assert chosen.action.on("infer").gpu_milli > 0
 
 
+MORE_CPU = Action((StageDelta("pre", cpu=500),))
+
+
+def deferred_cpu(outcomes: list[KnobOutcome]) -> tuple[Knowledge, Situation]:
+    """Half a core more for the first stage, which its nodes do not give, and the window after it."""
+    had, wished = (allocations(pre=3, infer=3, post=3, cpu=cpu) for cpu in (1000, 1500))
+    wished = {**had, "pre": wished["pre"]}
+    seen, knowledge = situation(observation(had, 80.0)), experienced(observation(had, 80.0))
+    menu = rounds.candidates(knowledge, seen, TUNING)
+    decision = rounds.admit(knowledge, menu, Proposal(MORE_CPU, "in-context"), TUNING)
+    assert decision.action == MORE_CPU
+    knowledge = rounds.applied(knowledge, seen, decision, outcomes, TUNING)
+    before = observation(had, 80.0).stages[0]
+    stages = {"pre": {"granted_cpu": Millicores(1000), "service_s": before.service_s}}
+    return knowledge, situation(observation(wished, 80.0, stages, time_s=330.0))
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [[], [KnobOutcome("pre", "cpu", 1500, 1000, "1 of 3 replicas: Deferred: Node didn't have enough resource")]],
+    ids=["taken for granted", "known"],
+)
+def test_cpu_that_nodes_did_not_give_is_rewarded_as_the_hold_that_it_came_to_be(outcomes: list[KnobOutcome]) -> None:
+    knowledge, later = deferred_cpu(outcomes)
+    experience = rounds.conclude(knowledge, later.observation, VIEW, TUNING)
+    assert experience is not None
+    assert experience.action == HOLD
+    first, *others = later.observation.stages
+    given = replace(later.observation, stages=(replace(first, granted_cpu=Millicores(1500)), *others))
+    raised = rounds.conclude(knowledge, given, VIEW, TUNING)
+    assert raised is not None
+    assert raised.action == MORE_CPU
+
+
+def test_cpu_that_nodes_did_not_give_is_no_capacity() -> None:
+    knowledge, later = deferred_cpu([])
+    model = rounds.candidates(knowledge, later, TUNING).case.model
+    stage, current = model.stages["pre"], later.observation.allocations
+    assert stage.sojourn(80.0, 3, 1.5, 1.0, 0.0) == stage.sojourn(80.0, 3, 1.0, 1.0, 0.0)
+    assert stage.reachable_per_s(3) == stage.capacity_per_s(3, 1.0, 1.0)
+    less = {**current, "pre": replace(current["pre"], cpu=Millicores(1000))}
+    assert model.forecast(current).p99_s == model.forecast(less).p99_s
+
+
+def test_service_times_are_learned_of_the_cpu_that_a_stage_really_has() -> None:
+    knowledge, later = deferred_cpu([])
+    seen = rounds.observe(knowledge, VIEW, later.observation, TUNING).learned.fits["pre"]
+    had = observation(allocations(pre=3, infer=3, post=3), 80.0, time_s=330.0)
+    assert seen == rounds.observe(knowledge, VIEW, had, TUNING).learned.fits["pre"]
+
+
 def test_replicas_that_are_starting_are_not_ordered_a_second_time() -> None:
     one, four = (allocations(pre=4, infer=count, post=3, gpu_milli=500, cpu=2000) for count in (1, 4))
     calm = replace(TUNING, probing=False, reserve=False)
@@ -266,3 +319,51 @@ def test_a_saturated_stage_above_does_not_hide_the_load_of_those_below() -> None
     seen = observation(arrivals=200.0, stages=jammed, time_s=330.0)
     knowledge = rounds.observe(knowledge, VIEW, seen, TUNING)
     assert knowledge.learned.ratios["infer"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_was_predicted_of_a_wish_is_no_measure_of_what_really_happened() -> None:
+    knowledge, later = refused_raise()
+    refused = rounds.conclude(knowledge, later.observation, VIEW, TUNING)
+    assert refused is not None
+    assert refused.action == HOLD
+    assert refused.predicted_reward is None
+    granted, _ = decided(RAISE)
+    more = project_all(WIDE, Action.of([*RAISE.deltas, StageDelta("pre", cpu=500)]))
+    for after, known in ((project_all(WIDE, RAISE), True), (more, False)):
+        experience = rounds.conclude(granted, observation(after, time_s=330.0), VIEW, TUNING)
+        assert experience is not None
+        assert (experience.predicted_reward is not None) == known
+
+
+def test_a_wish_that_was_refused_lately_is_not_admitted_again_whoever_wishes() -> None:
+    knowledge, later = refused_raise()
+    knowledge, _ = rounds.take_in(knowledge, VIEW, later.observation, TUNING)
+    menu = rounds.candidates(knowledge, later, TUNING)
+    again = objection(RAISE, menu.case)
+    assert again is not None
+    assert again.rule == REPETITION
+    assert again.reason == "the cluster has not granted what was wished for lately: infer gpu_rate"
+    decision = rounds.admit(knowledge, menu, Proposal(RAISE, "llm"), TUNING)
+    assert (decision.wished, decision.action) == (RAISE, HOLD)
+    assert [verdict.rule for verdict in decision.verdicts] == [REPETITION, *(rule.name for rule in RULES)]
+    other = StageDelta("pre", cpu=500)
+    both = Action.of([*RAISE.deltas, other])
+    assert objection(both, menu.case) is None
+    decision = rounds.admit(knowledge, menu, Proposal(both, "llm"), TUNING)
+    assert decision.action == Action((other,))
+    assert decision.verdicts[0].outcome == "changed"
+    past = replace(knowledge, learned=replace(knowledge.learned, round=10))
+    assert objection(RAISE, rounds.candidates(past, later, TUNING).case) is None
+
+
+def test_what_the_reflex_was_refused_is_left_alone_and_freezes_nothing() -> None:
+    knowledge, _ = decided(RAISE)
+    short = KnobOutcome("infer", "gpu_rate", 800, 700, "the card is full")
+    after = rounds.reacted(knowledge, [Reflex(325.0, "hold", (short,))], TUNING).learned
+    assert after.frozen_until_s == 0.0
+    # As if the round before had been refused it.
+    assert [(each.stage, each.knob, each.until_round) for each in after.refusals] == [("infer", "gpu_rate", 3)]
+    partly = rounds.reacted(knowledge, [Reflex(325.0, "infer: ρ +0.05", (short,))], TUNING).learned
+    assert (partly.frozen_until_s, len(partly.refusals)) == (345.0, 1)
+    ignored = rounds.reacted(knowledge, [Reflex(325.0, "infer: ρ +0.05", (short,))], replace(TUNING, reflex=False))
+    assert ignored == knowledge

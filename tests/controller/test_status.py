@@ -5,20 +5,29 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import pytest_asyncio
 
 from controller.decision import Decision
+from controller.discovery import Found
 from controller.journal import RoundReport
 from controller.knowledge import Learned
 from controller.llm.policy import Trace
+from controller.llm.settings import ModelSettings
+from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
+from controller.metrics import ControllerMetrics
 from controller.state import HOLD, Action, Allocation, KnobOutcome, StageDelta, project
 from controller.status import StatusWriter
+from controller.worlds.kubernetes import KubernetesWorld
 from sair.kube.client import Api
+from sair.kube.events import Recorder
+from sair.pipeline import Condition, Metadata, Pipeline, PipelineStatus
 from sair.quantities import Mebibytes, Millicores
 from tests.controller.fleets import Running, RunningFleet
+from tests.controller.situations import chain, observation
 from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually, installed
 from tests.e2e.cluster.control_plane import ControlPlane
 
@@ -139,3 +148,38 @@ async def test_a_transition_time_moves_only_with_its_status(stages: Stages, runn
     later.time_s += 3600
     await running.status.round_ended(later)
     assert await stages.condition("ScalingLimited") == before
+
+
+def conditions(report: RoundReport, model: ModelSettings, *standing: Condition) -> dict[str, tuple[str, str]]:
+    """Status and reason of each condition after a round."""
+    memory, world = MirroredMemory(Store.from_url("redis://127.0.0.1:1/0")), cast(KubernetesWorld, None)
+    writer = StatusWriter(cast(Api, None), world, cast(Recorder, None), memory, model, cast(ControllerMetrics, None))
+    current = Pipeline(metadata=Metadata(name="chain", namespace="test"), status=PipelineStatus(conditions=standing))
+    found = Found(report.view, {}, ())
+    return {each.type: (each.status, each.reason) for each in writer._conditions(report, found, current)}
+
+
+def held(missing: str) -> RoundReport:
+    """A round in which nothing was decided."""
+    return RoundReport(chain(mode="off"), 3, 1.8e9, observation=observation(), problem="held", missing=missing)
+
+
+def test_a_model_that_is_configured_by_now_is_not_called_unconfigured_any_more() -> None:
+    standing = conditions(held(""), ModelSettings())
+    assert standing["LLMReady"] == ("False", "NotConfigured")
+    before = (
+        Condition(type="LLMReady", status="False", reason="NotConfigured", last_transition_time=""),
+        Condition(type="FallbackActive", status="False", reason="NotNeeded", last_transition_time=""),
+    )
+    after = conditions(held(""), ModelSettings(base_url="http://127.0.0.1:9/v1"), *before)
+    assert (after["LLMReady"], after["FallbackActive"]) == (("Unknown", "NotAskedYet"), ("Unknown", "NotAskedYet"))
+    answered = Condition(type="LLMReady", status="True", reason="ModelAnswered", last_transition_time="")
+    kept = conditions(held(""), ModelSettings(base_url="http://127.0.0.1:9/v1"), answered)
+    assert kept["LLMReady"] == ("True", "ModelAnswered")
+
+
+@pytest.mark.parametrize("missing", ["metrics", "cluster"])
+def test_a_round_that_held_for_want_of_something_leaves_it_open_whether_scaling_is_limited(missing: str) -> None:
+    before = Condition(type="ScalingLimited", status="True", reason="NotGranted", last_transition_time="")
+    assert conditions(held(missing), ModelSettings(), before)["ScalingLimited"] == ("True", "NotGranted")
+    assert conditions(held(""), ModelSettings(), before)["ScalingLimited"] == ("False", "Granted")

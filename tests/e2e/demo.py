@@ -142,7 +142,7 @@ def watch(cluster: Cluster, namespace: str, seconds: float, console: Console, *,
                 view.now_s = time.monotonic() - begin
                 report = _report(recorded)
                 if report is not None:
-                    view.reflexes += len(recorded.reflexes())
+                    view.reflexes += sum(each.acted for each in recorded.reflexes())
                     asyncio.run(view.round_ended(report))
                     if not console.is_terminal:
                         console.print(view.line(), highlight=False, markup=False, soft_wrap=True)

@@ -51,6 +51,6 @@ def _had(sample: Sample, stage: str) -> str:
 def _acts(rounds: Sequence[RecordedRound]) -> Iterable[tuple[float, str]]:
     for each in rounds:
         for reflex in each.reflexes():
-            yield reflex.time_s, f"reflex: {reflex.action}"
+            yield reflex.time_s, f"reflex: {reflex.action}" + (" (refused more)" if reflex.short else "")
         action = each.text("action") or "observed"
         yield each.time_s, f"round {each.round}" + ("" if action == str(HOLD) else f": {action}")

@@ -1,15 +1,18 @@
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from controller.frontier import GLOBAL, Frontier, Frontiers, Point, load_bucket
 from controller.knowledge import Knowledge
 from controller.llm.prompt import CODES, Mode, Question, ask, repair
 from controller.llm.reply import read
 from controller.menu import Menu
 from controller.state import HOLD
+from controller.tuning import FrontierScope
 from sair.errors import WireError
 from tests.controller.scenes import decision_point
 
@@ -199,3 +202,75 @@ async def test_of_an_exchange_the_prompt_tells_what_it_leads_to(scene: Scene) ->
     menu = replace(menu, candidates=(replace(first, leads_to_usd=1.984), *others))
     text = "\n".join(str(dict(message)["content"]) for message in ask(knowledge, menu, "menu", rng()).messages)
     assert text.count(", leads to $1.98/h with a replica less") == 1
+
+
+def sent(question: Question) -> str:
+    return "\n".join(str(message["content"]) for message in question.messages)
+
+
+@pytest.mark.parametrize("mode", ["menu", "free"])
+async def test_a_model_that_is_shown_no_schema_is_told_every_field_and_that_it_is_json(
+    scene: Scene, mode: Mode
+) -> None:
+    question = ask(*scene, mode, rng())
+    for again in (question, repair(question, "it was none")):
+        assert "JSON" in again.messages[0]["content"]
+        assert "JSON" in again.messages[-1]["content"] or again is question
+    told = sent(question)
+    for name, rule in question.schema["properties"].items():
+        assert f'"{name}": ' in told
+        if name.startswith("s1_"):
+            assert f'"{name}": one of {", ".join(map(str, rule["enum"]))}\n' in told
+
+
+async def test_text_that_runs_on_is_cut_where_the_server_does_not_limit_it(scene: Scene) -> None:
+    question = ask(*scene, "menu", rng())
+    answer = read(json.dumps(good(question) | {"rationale": "because " * 1000}), question, scene[1])
+    assert len(answer.rationale) == 300
+
+
+def with_frontiers(scene: Scene, scope: FrontierScope, here: tuple[Point, ...], overall: tuple[Point, ...]) -> Scene:
+    knowledge, menu = scene
+    bucket = load_bucket(menu.case.situation.observation.arrivals_per_s)
+    model = menu.case.model
+    model = replace(model, tuning=replace(model.tuning, frontier_scope=scope))
+    frontiers = Frontiers({bucket: Frontier(here), GLOBAL: Frontier(overall)})
+    return replace(knowledge, frontiers=frontiers), replace(menu, case=replace(menu.case, model=model))
+
+
+def shown_points(question: Question) -> list[tuple[str, str]]:
+    [line] = [line for line in sent(question).splitlines() if line.startswith("Pareto frontier")]
+    return re.findall(r"\(([\d.]+), ([\d.]+)\)", line)
+
+
+def slope(count: int) -> tuple[Point, ...]:
+    """Slower and slower, cheaper and cheaper."""
+    return tuple((number / 100, (count - number) / 100) for number in range(1, count + 1))
+
+
+def told(points: tuple[Point, ...]) -> list[tuple[str, str]]:
+    return [(f"{x:.2f}", f"{y:.3f}") for x, y in points]
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 13, 14, 23, 40, 97])
+async def test_of_a_long_frontier_points_all_over_it_are_shown_and_both_ends(scene: Scene, count: int) -> None:
+    points = slope(count)
+    shown = shown_points(ask(*with_frontiers(scene, "bucket", points, ()), "menu", rng()))
+    places = [told(points).index(each) for each in shown]
+    assert len(places) == min(count, 12)
+    assert (places[0], places[-1]) == (0, count - 1)
+    steps = np.diff(places)
+    assert not len(steps) or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
+
+
+@pytest.mark.parametrize(
+    ("scope", "says"), [("bucket", "Pareto frontier at this load ("), ("global", "Pareto frontier over all loads (")]
+)
+async def test_the_frontier_that_rewards_are_taken_against_is_shown(
+    scene: Scene, scope: FrontierScope, says: str
+) -> None:
+    here, overall = slope(3), slope(5)
+    question = ask(*with_frontiers(scene, scope, here, overall), "menu", rng())
+    assert shown_points(question) == told(here if scope == "bucket" else overall)
+    assert says in sent(question)
+    assert "Pareto" not in sent(ask(*with_frontiers(scene, scope, (), ()), "menu", rng()))

@@ -1,5 +1,7 @@
 import asyncio
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,105 @@ async def test_pruning_forgets_what_taught_least_and_never_a_frontier_point(stor
     most = await sair_memory(redis_url, "prune", PIPELINE, "--keep", "0")
     assert "1 are frontier points, the newest 50 always stay" in most.stdout
     assert await store.count(PIPELINE) == 51
+
+
+async def test_rounds_that_ended_alike_are_pruned_though_all_of_them_are_the_best(store: Store, redis_url: str) -> None:
+    await store.restore(PIPELINE, [experience(number) for number in range(80)], {"round": "80"}, {})
+    done = await sair_memory(redis_url, "prune", PIPELINE, "--keep", "60")
+    assert "20 of 80 experiences are gone, 60 stay" in done.stdout
+    assert [each.round for each in (await store.load(PIPELINE)).experiences] == list(range(20, 80))
+    assert "1 in 1 load buckets" in (await sair_memory(redis_url, "stats", PIPELINE)).stdout
+
+
+async def test_a_backup_stays_as_it_was_until_the_next_one_is_complete(
+    store: Store, redis_url: str, tmp_path: Path
+) -> None:
+    await store.restore(PIPELINE, [experience(1)], {"round": "1"}, {})
+    file, link = tmp_path / "backup.jsonl", tmp_path / "link.jsonl"
+    assert (await sair_memory(redis_url, "export", "-o", str(file))).exit_code == 0
+    before = file.read_text()
+    file.chmod(0o640)
+    link.symlink_to(file)
+    refused(await sair_memory(redis_url, "export", "typo/name", "-o", str(file)), "nothing of a pipeline typo/name")
+    assert (await sair_memory(redis_url, "export", PIPELINE, "typo/name", "-o", str(file))).exit_code == 2
+    assert file.read_text() == before
+    refused(await sair_memory("redis://127.0.0.1:1/0", "export", PIPELINE, "-o", str(file)), "ConnectionError")
+    assert file.read_text() == before
+    await store.restore(PIPELINE, [experience(2)], {"round": "2"}, {})
+    assert (await sair_memory(redis_url, "export", "-o", str(link))).exit_code == 0
+    assert file.read_text().count("\n") == before.count("\n") + 1
+    assert (link.is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
+    assert set(await asyncio.to_thread(os.listdir, tmp_path)) == {file.name, link.name}
+    assert (await sair_memory(redis_url, "export", "-o", "/dev/null")).exit_code == 0
+    assert stat.S_ISCHR((await asyncio.to_thread(os.stat, "/dev/null")).st_mode)
+    for wrong, why in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file or directory")):
+        refused(await sair_memory(redis_url, "export", PIPELINE, "-o", str(wrong)), f"that can be written ({why})")
+    full = await sair_memory(redis_url, "export", "-o", "/dev/full")
+    assert (full.exit_code, "No space left on device" in full.stderr) == (2, True)
+
+
+async def test_a_memory_without_a_controllers_state_is_known_too(store: Store, redis_url: str) -> None:
+    await store.restore("no/state", [experience(1, pipeline="no/state")], {}, {})
+    await store.append_decision("only/journal", {"kind": "decision", "round": "1"})
+    await store.client.delete("sair:{only/journal}:writes")
+    await store.claim("only/claim")
+    assert await store.pipelines() == ("no/state", "only/claim", "only/journal")
+    listed = (await sair_memory(redis_url, "ls")).stdout
+    assert all(name in listed for name in ("no/state", "only/claim", "only/journal"))
+    done = await sair_memory(redis_url, "export")
+    kinds = [(line.get("pipeline"), line["kind"]) for line in map(json.loads, done.stdout.splitlines())]
+    assert kinds == [(None, "header"), ("no/state", "experience"), ("only/journal", "decision")]
+    assert {"no/state", "only/journal"} <= set((await sair_memory(redis_url, "stats")).stdout.split())
+
+
+async def test_a_pipeline_with_a_key_of_another_type_is_told_and_the_others_are_listed(
+    store: Store, redis_url: str
+) -> None:
+    for name in ("a/good", "b/bad", "c/good"):
+        await store.restore(name, [experience(1, pipeline=name)], {"round": "1"}, {})
+        await store.append_decision(name, {"kind": "decision", "round": "1"})
+    for index in ("rewards", "decisions"):
+        await store.client.delete(f"sair:{{b/bad}}:{index}")
+        await store.client.set(f"sair:{{b/bad}}:{index}", "x")
+    for command in ("ls", "stats"):
+        done = await sair_memory(redis_url, command)
+        assert done.exit_code == 0
+        assert all(name in done.stdout for name in ("a/good", "c/good"))
+        assert "damaged: sair:{b/bad}:rewards is a string, not a zset" in done.stderr
+    (line,) = [line for line in (await sair_memory(redis_url, "ls")).stdout.splitlines() if "b/bad" in line]
+    assert "damaged" in line
+    done = await sair_memory(redis_url, "export")
+    assert (done.exit_code, "sair:{b/bad}:decisions is a string, not a stream" in done.stderr) == (2, True)
+
+
+async def test_an_export_holds_nothing_that_import_refuses(store: Store, redis_url: str, tmp_path: Path) -> None:
+    await store.restore(PIPELINE, [experience(1), experience(2, id="we:ird"), experience(3, id="a b")], {}, {})
+    for identifier in ("5-0", "99999999999999-0"):
+        await store.client.xadd("sair:{default/vision}:decisions", {"kind": "decision"}, id=identifier)
+    await store.client.hset("sair:{Not A Name/x}:controller", "round", "1")
+    file = tmp_path / "memory.jsonl"
+    done = await sair_memory(redis_url, "export", "-o", str(file))
+    assert done.exit_code == 0
+    assert "2 experiences, 1 journal records; 2 unreadable entries left out" in done.stderr
+    for words in ("id: 'a b' is not allowed", "id: '99999999999999-0' is not allowed", "pipeline: 'Not A Name/x'"):
+        assert words in done.stderr
+    named = await sair_memory(redis_url, "export", "Not A Name/x", "-o", str(tmp_path / "none"))
+    refused(named, "pipeline: 'Not A Name/x' is not allowed")
+    await store.client.flushall()
+    done = await sair_memory(redis_url, "import", str(file))
+    assert (done.exit_code, "2 added" in done.stderr) == (0, True)
+    assert "takes this over only when it begins anew" in done.stderr
+    assert "begins anew" not in (await sair_memory(redis_url, "import", str(file))).stderr
+    assert {each.id for each in (await store.load(PIPELINE)).experiences} == {"0000000001", "we:ird"}
+    # A name given twice is written once: a journal twice would be out of order.
+    await sair_memory(redis_url, "export", PIPELINE, PIPELINE, "-o", str(file))
+    assert (await sair_memory(redis_url, "import", str(file), "--dry-run")).exit_code == 0
+
+
+async def test_standard_input_that_is_no_text_is_one_line() -> None:
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["import", "-"], input=b"\xff\xfe")
+    refused(done, "standard input: ")
+    assert "expected UTF-8 text" in done.stderr
 
 
 @pytest.mark.parametrize(

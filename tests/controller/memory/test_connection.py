@@ -6,7 +6,7 @@ import pytest
 import redis.asyncio as redis
 
 from controller.memory.connection import parse_url, without_password
-from controller.memory.embedded import free_port, server_binary
+from controller.memory.embedded import free_port, server_binary, server_process
 from controller.memory.mirror import MirroredMemory
 from controller.memory.store import Store
 from sair.errors import InvalidInput, MemoryUnavailable
@@ -80,7 +80,8 @@ async def test_a_tls_file_that_does_not_exist_is_named() -> None:
         await asyncio.to_thread(Store.from_url, url)
 
 
-async def test_memory_works_over_tls_and_refuses_a_server_that_another_authority_signed(tmp_path: Path) -> None:
+def certified(folder: Path) -> list[str]:
+    """Certificates for loopback, and one of a stranger; gives a server's settings for them, names and values in turn."""
     now = dt.datetime.now(dt.UTC)
     authority, stranger = issue_ca("memory", now=now), issue_ca("stranger", now=now)
     server = issue_server(authority, ["127.0.0.1"], now=now)
@@ -90,11 +91,13 @@ async def test_memory_works_over_tls_and_refuses_a_server_that_another_authority
         "server.pem": server.certificate,
         "server.key": server.key,
     }.items():
-        (tmp_path / name).write_bytes(content)
-    arguments = (
-        *("--tls-cert-file", str(tmp_path / "server.pem"), "--tls-key-file", str(tmp_path / "server.key")),
-        *("--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "no"),
-    )
+        (folder / name).write_bytes(content)
+    files = {"tls-cert-file": "server.pem", "tls-key-file": "server.key", "tls-ca-cert-file": "ca.pem"}
+    return [*(part for name, file in files.items() for part in (name, str(folder / file))), "tls-auth-clients", "no"]
+
+
+async def test_memory_works_over_tls_and_refuses_a_server_that_another_authority_signed(tmp_path: Path) -> None:
+    arguments = [f"--{part}" if at % 2 == 0 else part for at, part in enumerate(certified(tmp_path))]
     port = free_port()
     async with plain(tmp_path / "data", "--tls-port", str(port), *arguments) as (process, plain_port):
 
@@ -112,6 +115,44 @@ async def test_memory_works_over_tls_and_refuses_a_server_that_another_authority
             Store.from_url, f"rediss://127.0.0.1:{port}?ssl_ca_certs={tmp_path / 'other.pem'}"
         )
         with pytest.raises(MemoryUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await other.load(PIPELINE)
+        await other.close()
+
+
+async def test_a_master_is_found_through_a_sentinel_and_both_are_spoken_to_over_tls(tmp_path: Path) -> None:
+    settings = certified(tmp_path)
+    port, sentinel_port = free_port(), free_port()
+    both = ["tls-replication", "yes", *settings]
+    arguments = [f"--{part}" if at % 2 == 0 else part for at, part in enumerate(both)]
+    lines = [f"{name} {value}" for name, value in zip(both[::2], both[1::2], strict=True)]
+    sentinel = tmp_path / "sentinel.conf"
+    sentinel.write_text(
+        "\n".join([f"port 0\ntls-port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}", *lines])
+        + f"\nsentinel monitor mine 127.0.0.1 {port} 1\n"
+    )
+    binary = await asyncio.to_thread(server_binary)
+    async with (
+        plain(tmp_path / "data", "--port", "0", "--tls-port", str(port), *arguments, port=port) as (process, _),
+        server_process(binary, str(sentinel), "--sentinel"),
+    ):
+        url = f"rediss+sentinel://127.0.0.1:{sentinel_port}/mine?ssl_ca_certs="
+        store = await asyncio.to_thread(Store.from_url, f"{url}{tmp_path / 'ca.pem'}")
+
+        async def up() -> bool:
+            if process.returncode is not None and "TLS support" in (tmp_path / "data" / "log").read_text():
+                give_up(Unavailable(f"{server_binary()} speaks no TLS; Debian's redis-server does"))
+            try:
+                await store.ensure_schema()
+            except MemoryUnavailable:
+                return False
+            return True
+
+        await eventually(up)
+        await store.restore(PIPELINE, [experience(1)], {}, {})
+        assert (await store.load(PIPELINE)).experiences == (experience(1),)
+        await store.close()
+        other = await asyncio.to_thread(Store.from_url, f"{url}{tmp_path / 'other.pem'}")
+        with pytest.raises(MemoryUnavailable):
             await other.load(PIPELINE)
         await other.close()
 

@@ -1,7 +1,10 @@
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.memory.eviction import NEWEST_KEPT, Queue, victims
+from controller.experience import Outcome
+from controller.memory.eviction import NEWEST_KEPT, Queue, holders, victims
 from tests.builders import experience
 
 
@@ -21,6 +24,27 @@ def test_those_that_taught_least_go_first() -> None:
     experiences = [experience(number, surprisal=float(number % 7)) for number in range(100)]
     gone = victims(experiences, (), 95)
     assert [int(name) for name in gone] == [0, 7, 14, 21, 28]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1)), max_size=60), st.randoms())
+def test_of_those_with_one_outcome_the_newest_stands_on_the_frontier(
+    rounds: list[tuple[int, int, int]], shuffled: Random
+) -> None:
+    everything = [
+        experience(number, outcome=Outcome(latency, cost), load_bucket=bucket)
+        for number, (latency, cost, bucket) in enumerate(rounds)
+    ]
+    newest = {place: number for number, place in enumerate(rounds)}
+    best = {
+        experience(number).id
+        for (latency, cost, bucket), number in newest.items()
+        if not any(
+            other[2] == bucket and other[0] <= latency and other[1] <= cost and other[:2] != (latency, cost)
+            for other in rounds
+        )
+    }
+    shuffled.shuffle(everything)
+    assert set(holders(everything)) == best
 
 
 def test_nothing_goes_while_there_is_room() -> None:

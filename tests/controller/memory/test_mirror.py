@@ -1,11 +1,8 @@
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis.asyncio as redis
-from structlog.testing import capture_logs
 
 from controller.experience import Outcome
 from controller.memory.embedded import embedded_server
@@ -14,27 +11,7 @@ from controller.memory.mirror import MirroredMemory
 from controller.memory.store import FrontierPoint, Store
 from sair.errors import SchemaVersionError
 from tests.builders import experience
-from tests.controller.memory.servers import answers, eventually, plain
-
-PIPELINE = "default/vision"
-
-Logs = list[Any]
-
-
-@pytest.fixture
-def logs() -> Iterator[Logs]:
-    with capture_logs() as captured:
-        yield captured
-
-
-def told(logs: Logs, words: str) -> Any:
-    """The one line that says so."""
-    (line,) = [each for each in logs if words in each["event"]]
-    return line
-
-
-async def journal(store: Store) -> list[dict[str, str]]:
-    return [fields for _, fields in reversed(await store.decisions(PIPELINE, 1_000))]
+from tests.controller.memory.telling import PIPELINE, Logs, journal, told
 
 
 async def test_a_flushed_redis_gets_back_what_the_controller_knows(store: Store, redis_url: str) -> None:
@@ -190,7 +167,7 @@ async def test_an_older_copy_of_the_same_size_is_noticed_rebuilt_and_told(
     kinds = [each["kind"] for each in await journal(store)]
     assert kinds.count("lost") == 1
     assert len(kinds) == 72
-    index, _ = await store.index(PIPELINE)
+    index = await store.index(PIPELINE)
     hashes = [key for key in await store.keys(PIPELINE) if ":experience:" in key]
     assert len(hashes) == len(index) == 60
 
@@ -198,10 +175,15 @@ async def test_an_older_copy_of_the_same_size_is_noticed_rebuilt_and_told(
 async def test_a_lower_capacity_forgets_in_redis_too_what_taught_least(
     store: Store, redis_url: str, logs: Logs
 ) -> None:
-    frontier = {"0000000003": FrontierPoint(Outcome(0.1, 0.1), 3)}
+    best = Outcome(0.1, 0.1)
+    frontier = {"0000000003": FrontierPoint(best, 3)}
     before = MirroredMemory(store, capacity=1_000)
     for number in range(200):
-        await before.save([experience(number, surprisal=float(number))], PIPELINE, {"round": "1"}, frontier)
+        outcome = best if number == 3 else Outcome(0.8, 0.4)
+        each = experience(number, surprisal=float(number), outcome=outcome)
+        # One that says of all that they stand on the frontier is not believed.
+        claimed = frontier | {f"{known:010d}": FrontierPoint(outcome, 3) for known in range(number)}
+        await before.save([each], PIPELINE, {"round": "1"}, claimed)
     after = MirroredMemory(store, capacity=100)
     loaded = await after.load(PIPELINE)
     kept = [3, *range(101, 200)]
@@ -210,33 +192,47 @@ async def test_a_lower_capacity_forgets_in_redis_too_what_taught_least(
         Keys(PIPELINE).experience(f"{number:010d}") for number in kept
     ]
     assert told(logs, "more experiences than the capacity")["forgotten"] == 100
-    assert "0000000003" in (await store.index(PIPELINE))[1]
+    assert set(await store.client.hkeys(Keys(PIPELINE).frontier)) == {"0000000003"}
     await after.save([experience(200, surprisal=200.0)], PIPELINE, {"round": "2"}, frontier)
     assert await store.count(PIPELINE) == 100
 
 
-async def test_a_pipeline_that_is_gone_is_held_no_longer_than_until_it_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [None, {"0000000200": FrontierPoint(Outcome(0.8, 0.4), 3)}])
+async def test_a_frontier_point_survives_a_start_without_redis(
+    tmp_path: Path, given: dict[str, FrontierPoint] | None
+) -> None:
+    best = experience(0, surprisal=0.0, outcome=Outcome(0.1, 0.1))
+    frontier = {best.id: FrontierPoint(best.outcome, best.load_bucket)}
     async with embedded_server(tmp_path) as url:
         port = int(url.rsplit(":", 1)[1].split("/")[0])
-        store = Store.from_url(url)
-        memory = MirroredMemory(store)
-        for name in ("a/kept", "a/gone", "a/late"):
-            await memory.save([experience(1)], name, {"round": "1"}, {})
-        await memory.forget("a/gone")
-        assert len(memory.pipelines) == 2
-    await memory.record("a/late", {"kind": "decision", "round": "2"})
-    await memory.save([experience(2)], "a/late", {"round": "2"}, {})
-    await memory.forget("a/late")
-    assert "a/late" in memory.pipelines
-    assert (memory.unsaved, memory.waiting) == (1, 1)
+        first = Store.from_url(url)
+        known = [best, *(experience(number, surprisal=1.0 + number) for number in range(1, 100))]
+        await first.restore(PIPELINE, known, {"round": "99"}, frontier)
+        await first.close()
+    store = Store.from_url(url)
+    memory = MirroredMemory(store, capacity=100)
+    assert not (await memory.load(PIPELINE)).whole
     async with embedded_server(tmp_path, port=port):
-        await memory.save([experience(2)], "a/kept", {"round": "2"}, {})
-        held: tuple[str, ...] = memory.pipelines
-        assert held == ("a/kept",)
-        assert memory.available
-        assert [e.round for e in (await store.load("a/late")).experiences] == [1, 2]
-        assert len(await store.decisions("a/late", 9)) == 1
+        # The round's save comes before the next attempt to recall; it knows of its own rounds only.
+        await memory.save([experience(200, surprisal=50.0)], PIPELINE, {}, given)
+        assert await store.count(PIPELINE) == 101
+        if given is None:
+            assert await store.client.hkeys(Keys(PIPELINE).frontier) == [best.id]
+        loaded = await memory.load(PIPELINE)
+        assert loaded.whole
+        assert best.id in {each.id for each in loaded.experiences}
+        assert await store.count(PIPELINE) == 100
+        assert await store.client.hkeys(Keys(PIPELINE).frontier) == [best.id]
         await store.close()
+
+
+async def test_while_the_frontier_is_unknown_memory_is_bounded_and_its_own_best_stay(store: Store) -> None:
+    memory = MirroredMemory(store, capacity=60)
+    best = experience(0, surprisal=0.0, outcome=Outcome(0.1, 0.1))
+    await memory.save([best], PIPELINE, {}, None)
+    for number in range(1, 80):
+        await memory.save([experience(number, surprisal=float(number))], PIPELINE, {}, None)
+    assert [each.round for each in (await store.load(PIPELINE)).experiences] == [0, *range(21, 80)]
 
 
 async def test_a_leader_that_was_paused_writes_nothing_over_its_successor(store: Store, logs: Logs) -> None:
@@ -272,67 +268,6 @@ async def test_a_leader_whose_pipeline_somebody_else_claimed_claims_it_again(sto
     assert (await store.load(PIPELINE)).state == {"round": "2"}
     assert len(await journal(store)) == 1
     assert leader.losses.refused == 0
-
-
-async def test_a_full_redis_is_named_nothing_is_lost_and_what_waits_is_written_once_there_is_room(
-    tmp_path: Path, logs: Logs
-) -> None:
-    arguments = ("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
-    async with plain(tmp_path / "full", *arguments) as (_process, port):
-        await eventually(lambda: answers(port))
-        store = Store.from_url(f"redis://127.0.0.1:{port}/0")
-        memory = MirroredMemory(store)
-        await memory.load(PIPELINE)
-        number = 0
-        while memory.available and number < 400:
-            number += 1
-            await memory.record(PIPELINE, {"kind": "decision", "round": str(number), "reply": "x" * 8_000})
-            await memory.save([experience(number)], PIPELINE, {"round": str(number)}, {})
-        for late in range(number + 1, number + 6):
-            await memory.record(PIPELINE, {"kind": "decision", "round": str(late), "reply": "x" * 8_000})
-            await memory.save([experience(late)], PIPELINE, {"round": str(late)}, {})
-        standing = memory.standing(PIPELINE)
-        assert standing.full
-        assert "maxmemory" in standing.problem
-        assert (standing.experiences, standing.records, standing.lost) == (6, 6, 0)
-        told(logs, "Redis is full")
-        # Who leads next can read all that is there.
-        successor = MirroredMemory(store)
-        loaded = await successor.load(PIPELINE)
-        assert loaded.whole
-        assert len(loaded.experiences) == number - 1
-        async with redis.Redis(port=port) as client:
-            await client.config_set("maxmemory", "100mb")
-        await memory.save([experience(number + 6)], PIPELINE, {"round": str(number + 6)}, {})
-        assert memory.available
-        assert await store.count(PIPELINE) == number + 6
-        assert [int(each["round"]) for each in await journal(store)] == list(range(1, number + 6))
-        told(logs, "Redis takes everything again")
-        await store.close()
-
-
-async def test_in_a_full_redis_a_memory_at_its_bounds_goes_on(tmp_path: Path) -> None:
-    async with plain(tmp_path / "full", "--maxmemory-policy", "noeviction") as (_process, port):
-        await eventually(lambda: answers(port))
-        store = Store.from_url(f"redis://127.0.0.1:{port}/0", journal_bytes=100_000)
-        memory = MirroredMemory(store, capacity=100)
-        await memory.load(PIPELINE)
-
-        async def a_round(number: int) -> None:
-            await memory.record(PIPELINE, {"kind": "decision", "round": str(number), "reply": "x" * 5_000})
-            each = experience(number, surprisal=float(number % 7))
-            await memory.save([each], PIPELINE, {"round": str(number)}, {})
-
-        for number in range(120):
-            await a_round(number)
-        async with redis.Redis(port=port) as client:
-            await client.config_set("maxmemory", "1mb")
-        for number in range(120, 140):
-            await a_round(number)
-            assert memory.available
-        assert (await store.load(PIPELINE)).state == {"round": "139"}
-        assert (await journal(store))[-1]["round"] == "139"
-        await store.close()
 
 
 async def test_records_beyond_what_may_wait_are_counted_and_the_journal_says_that_they_are_missing(

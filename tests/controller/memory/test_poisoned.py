@@ -3,12 +3,14 @@
 import json
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import redis.asyncio as redis
 
+from controller.frontier import point_of
 from controller.llm.prompt import ask
 from controller.loop import PipelineLoop
 from controller.memory.keys import Keys
@@ -107,28 +109,92 @@ async def test_a_frontier_full_of_garbage_is_replaced_by_the_one_that_follows_fr
     assert all(json.loads(point)["latency_ratio"] >= 0 for point in found.values())
 
 
+async def planted(store: Store, client: Any, fields: dict[str, str], count: int = 1) -> list[str]:
+    """Copies of a round that was lived, in the same situation and as the newest, with some fields as somebody else wrote them."""
+    loop, _ = await rounds_of(store, 300)
+    lived = loop.knowledge.memory.experiences[-1]
+    names = [f"{90_000_000 + number:08d}-x" for number in range(count)]
+    copies = [replace(lived, id=name, time_s=lived.time_s + 1.0 + number) for number, name in enumerate(names)]
+    await store.restore(KEY, copies, {}, None)
+    for name in names:
+        await client.hset(KEYS.experience(name), mapping=fields)
+    return names
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cost_ratio": "0.0", "latency_ratio": "0.0"},
+        {"cost_ratio": "0.0"},
+        {"cost_ratio": "-0.001"},
+        {"latency_ratio": "0.0"},
+        {"reward_pareto": "1e12", "predicted_reward": "-1e12"},
+        {"reward_pareto": "-1e12"},
+        {"reward_cost": "-1e9"},
+        {"reward_sla": "-1e9"},
+        {"predicted_reward": "-1e12"},
+        {"surprisal": "1e12"},
+    ],
+    ids=",".join,
+)
+async def test_an_experience_that_no_round_gives_is_told_and_reaches_neither_frontier_nor_menu(
+    store: Store, client: Any, fields: dict[str, str]
+) -> None:
+    (name,) = await planted(store, client, fields)
+    loaded = await store.load(KEY)
+    assert name not in {each.id for each in loaded.experiences}
+    assert [damage.field.rpartition(" ")[0] for damage in loaded.damaged] == [KEYS.experience(name)]
+    assert loaded.damaged[0].field.rpartition(" ")[2] in fields
+    loop, watcher = await rounds_of(store, 1e9, count=2)
+    assert name not in {each.id for each in loop.knowledge.memory.experiences}
+    own = {point_of(each.outcome) for each in loop.knowledge.memory.experiences}
+    for frontier in loop.knowledge.frontiers.by_bucket.values():
+        assert own >= set(frontier.points)
+    for report in watcher.reports:
+        assert report.menu is not None
+        assert all(abs(candidate.digest.reward) < 20.0 for candidate in report.menu.candidates)
+
+
+async def test_the_most_that_an_experience_may_claim_does_not_drown_what_is_predicted(
+    store: Store, client: Any
+) -> None:
+    fields = {"reward_latency": "10", "reward_proactive": "10", "predicted_reward": "-9000", "surprisal": "9000"}
+    names = await planted(store, client, fields, count=5)
+    assert set(names) <= {each.id for each in (await store.load(KEY)).experiences}
+    _, watcher = await rounds_of(store, 1e9, count=1)
+    menu = watcher.reports[0].menu
+    assert menu is not None
+    assert max(candidate.digest.support for candidate in menu.candidates) > 1.0
+    assert all(abs(candidate.digest.reward) < 40.0 for candidate in menu.candidates)
+
+
 async def test_experiences_that_parse_and_are_absurd_neither_crash_the_loop_nor_scale_the_pipeline_away(
-    store: Store,
+    store: Store, client: Any
 ) -> None:
     absurd = []
     for number in range(120):
-        fields = {
-            "reward": {"pareto": 1e12 if number % 2 else -1e12},
-            "context": tuple(float(x) for x in np.linspace(-1000, 1000, 36)) if number % 3 else (0.5,) * 36,
-        }
         one = experience(
             number,
             pipeline=KEY,
-            time_s=253_402_300_000.0 + number,
-            context=fields["context"],
-            arrivals_per_s=1e12,
+            context=tuple(float(x) for x in np.linspace(-1000, 1000, 36)) if number % 3 else (0.5,) * 36,
             load_bucket=999_999 if number % 2 else 5,
-            predicted_reward=-1e12,
             policy=INJECTION,
             note=INJECTION,
         )
         absurd.append(one)
     await store.restore(KEY, absurd, {}, {})
+    for number, each in enumerate(absurd):
+        fields = {
+            "time_s": f"{253_402_300_000.0 + number}",
+            "arrivals_per_s": "1e12",
+            "latency_ratio": "1e-9" if number % 4 else "4",
+            "cost_ratio": "1e-9" if number % 2 else "1000",
+            "reward_cost": "0" if number % 2 else "-10000",
+            "predicted_reward": "22" if number % 5 else "-10000",
+            "surprisal": "10000",
+        }
+        await client.hset(KEYS.experience(each.id), mapping=fields)
+    assert not (await store.load(KEY)).damaged
     loop, watcher = await rounds_of(store, 300)
     assert all(report.decision for report in watcher.reports)
     assert loop.knowledge.learned.round == len(watcher.reports)

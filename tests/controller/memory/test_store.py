@@ -59,6 +59,13 @@ async def test_evicted_rounds_are_gone_from_every_index(store: Store, redis_url:
         assert await client.zscore("sair:{default/vision}:rewards", "0000000001") is None
 
 
+async def test_who_does_not_know_the_frontier_forgets_nothing_of_it(store: Store) -> None:
+    await store.restore(PIPELINE, [experience(1), experience(2)], {}, FRONTIER)
+    await store.restore(PIPELINE, [experience(3)], {}, None, evicted=["0000000001", "0000000002"])
+    assert [e.round for e in (await store.load(PIPELINE)).experiences] == [1, 3]
+    assert await store.client.hkeys(Keys(PIPELINE).frontier) == ["0000000001"]
+
+
 async def test_a_damaged_entry_is_reported_and_left_for_a_person_to_look_at(store: Store, redis_url: str) -> None:
     await store.restore(PIPELINE, [experience(1), experience(2)], {}, {})
     key = "sair:{default/vision}:experience:0000000001"

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import redis.asyncio as redis
 
+from controller.experience import Outcome
 from controller.memory.archive import Archive, frontier_of
 from controller.memory.exchange import Archived, header, parse, written
 from controller.memory.store import Store
@@ -57,3 +58,11 @@ async def test_the_frontier_that_follows_from_experiences_has_no_dominated_point
     worse = replace(worse, outcome=replace(worse.outcome, latency_ratio=0.9, cost_ratio=0.5))
     elsewhere = replace(worse, id="3", load_bucket=7)
     assert frontier_of([good, worse, elsewhere]).keys() == {good.id, "3"}
+
+
+def test_the_frontier_is_of_rounds_that_served_somebody() -> None:
+    idle = experience(1, arrivals_per_s=0.0, outcome=Outcome(0.0, 0.1), load_bucket=0)
+    served, slower = (
+        experience(number, outcome=Outcome(ratio, 0.4), load_bucket=0) for number, ratio in ((2, 0.5), (3, 0.9))
+    )
+    assert list(frontier_of([idle, served, slower])) == [served.id]

@@ -38,9 +38,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert processes_about(tmp_path / "out") == []
 
 
-def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def simulate(folder: Path, *options: str, **method: str) -> subprocess.CompletedProcess[str]:
     command = [*SAIR, "simulate", "--out", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment(folder), check=False)
+    env = environment(folder) | {f"SAIR_METHOD_{name.upper()}": value for name, value in method.items()}
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=env, check=False)
 
 
 def test_a_run_ends_with_a_table_a_report_and_the_lines_that_read_its_memory(folder: Path) -> None:
@@ -136,6 +137,23 @@ def test_what_one_run_remembers_is_where_the_next_begins(folder: Path, tmp_path:
     assert second.returncode == 0, second.stderr
     assert f"Begins with {lines - 2} experiences" in second.stdout
     assert len(file.read_text().splitlines()) > lines
+
+
+def test_pieces_of_the_method_can_be_chosen_for_a_simulation(folder: Path) -> None:
+    options = ("--workload", "burst", "--duration", "900", "--policy", "sair")
+    plain, without = simulate(folder, *options), simulate(folder, *options, reflex="off", pareto="off")
+    assert "method:" not in plain.stdout
+    assert "; method: pareto False, reflex False" in without.stdout
+    assert _row(plain, "SAIR") != _row(without, "SAIR")
+    assert _row(simulate(folder, *options, "--seeds", "2", reflex="off"), "SAIR") != _row(
+        simulate(folder, *options, "--seeds", "2"), "SAIR"
+    )
+    assert "SAIR_METHOD_REFLEXES" in simulate(folder, *options, reflexes="off").stderr
+
+
+def _row(ended: subprocess.CompletedProcess[str], policy: str) -> str:
+    """Of the table."""
+    return next(line for line in ended.stdout.splitlines() if line.startswith("│") and policy in line)
 
 
 def test_several_seeds_give_differences_with_intervals(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,37 @@ def test_replicas_count_as_starting_unless_it_is_known_why_they_do_not(
 ) -> None:
     seen = stage(replicas, *states, failure=failure)
     assert (seen.starting, list(seen.absent)) == (starting, absent)
+
+
+def resized(number: int, has: str | None) -> PodState:
+    """Ready; asked for 1500 millicores, of which its node has given so much."""
+    status = [] if has is None else [{"name": "main", "resources": {"requests": {"cpu": has}}}]
+    raw = raw_pod({"pipeline": "shop", "stage": "detect"}, conditions=[{"type": "Ready", "status": "True"}])
+    raw["metadata"] |= {"name": f"detect-{number}", "uid": f"uid-{number}"}
+    raw["spec"]["containers"] = [{"name": "main", "resources": {"requests": {"cpu": "1500m"}}}]
+    raw["status"]["containerStatuses"] = status
+    return parse_pod(raw)
+
+
+@pytest.mark.parametrize(
+    ("given", "granted"),
+    [
+        ((None, None), 1500),
+        (("1500m", "1500m"), 1500),
+        (("1500m", "1"), 1000),
+        (("2", "2"), 2000),
+        (("1480m", None), 1500),
+        ((), None),
+    ],
+    ids=["nobody says", "done", "not done by one", "a fall not done", "rounded by a cgroup", "no replica"],
+)
+def test_a_stage_has_the_cpu_that_its_nodes_give_whatever_was_asked_for(
+    given: tuple[str | None, ...], granted: int | None
+) -> None:
+    pods = tuple(resized(number, has) for number, has in enumerate(given))
+    seen = replace(stage(len(given)), pods=pods)
+    assert seen.granted_cpu == granted
+    assert seen.allocation(None).cpu == (1500 if pods else 1000)
 
 
 def test_a_failure_that_is_over_says_nothing() -> None:
