@@ -11,7 +11,7 @@ from controller.decision import Situation
 from controller.granting import cores_of
 from controller.identification import fitted_curve, gpu_part
 from controller.prediction import StageModel
-from controller.reflex import queue_threshold_s
+from controller.reflex import frozen, queue_threshold_s
 from controller.state import Action, StageDelta, StageObservation, project, project_all
 
 __all__ = ["FreshMetrics", "Reserve", "SafeDescent", "growing", "stale"]
@@ -100,7 +100,7 @@ class SafeDescent:
         for seen in situation.observation.stages:
             if growing(seen, threshold_s):
                 return f"the queue of {seen.name} grows"
-        if situation.now < case.learned.frozen_until_s:
+        if frozen(case.learned, situation.now):
             return "the reflex has just added capacity"
         for delta in falling:
             stage = situation.observation.stage(delta.stage)

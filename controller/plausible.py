@@ -25,7 +25,6 @@ RESIDUAL_MOST: Final = 10.0
 COUNT_MOST: Final = 10**9
 """Rounds and whatever else is counted: more than a controller lives to see."""
 _LONGEST: Final = 4096
-_FREEZE_MOST_S: Final = 3600.0
 _PARTS: Final = 5
 
 _Claim = tuple[str, Any, bool, str]
@@ -62,8 +61,7 @@ def _claims(learned: Learned) -> Iterator[_Claim]:
     yield from _analogue_claims(learned.analogues)
     yield _within("residual", learned.residual, -RESIDUAL_MOST, RESIDUAL_MOST)
     yield _within("foreseen_per_s", learned.foreseen_per_s, 0.0, RATE_MOST)
-    latest = max(learned.peaks.updated_s, 0.0) + _FREEZE_MOST_S
-    yield _within("frozen_until_s", learned.frozen_until_s, -_LATEST_S, latest)
+    yield _within("frozen_until_s", learned.frozen_until_s, -_LATEST_S, _LATEST_S)
     for refusal in learned.refusals:
         yield _within("refusals.until_round", refusal.until_round, 0, learned.round + _LONGEST)
     if learned.pending is not None:

@@ -33,6 +33,7 @@ __all__ = [
     "SAME_MOMENT_S",
     "Queues",
     "freeze",
+    "frozen",
     "look_every_s",
     "queue_threshold_s",
     "react",
@@ -57,6 +58,7 @@ _SURGE_SIGNIFICANCE: Final = 6.0
 _WATCHES_PER_LOOK: Final = 5.0
 SAME_MOMENT_S: Final = 1e-6
 """A glance so shortly before a look is the look."""
+_FREEZE_MOST_S: Final = 3600.0
 _STANDS_S: Final = 1.5
 """A queue that has not become shorter for so long stays."""
 
@@ -353,6 +355,12 @@ def queue_threshold_s(view: PipelineView, tuning: Tuning) -> float:
     return max(tuning.reflex_threshold_s, _ALARMING * view.slo_s)
 
 
+def frozen(learned: Learned, now: float) -> bool:
+    """No downward step yet. What lies further ahead than anything freezes for was written by no controller, and is no freeze."""
+    return now < learned.frozen_until_s <= now + _FREEZE_MOST_S
+
+
 def freeze(learned: Learned, now: float, tuning: Tuning) -> Learned:
     """After the reflex acted: no downward step for a while."""
-    return replace(learned, frozen_until_s=max(learned.frozen_until_s, now + tuning.freeze_s))
+    until_s = now + tuning.freeze_s
+    return replace(learned, frozen_until_s=max(learned.frozen_until_s, until_s) if frozen(learned, now) else until_s)

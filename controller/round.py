@@ -83,7 +83,7 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
     A window in which the reflex moved a knob measures two allocations at once and does not count for service times.
     """
     learned, now = knowledge.learned, observation.time_s
-    moved = learned.frozen_until_s - tuning.freeze_s > now - observation.window_s
+    moved = now - observation.window_s < learned.frozen_until_s - tuning.freeze_s <= now + tuning.interval_s
     fits = dict(learned.fits)
     for stage in observation.stages:
         fit = fits.get(stage.name)

@@ -193,11 +193,12 @@ class Standings:
         if len(gone):
             lost = np.flatnonzero(_nearest(x, y, gone, distance) <= before)
             behind[lost] = _nearest(x[lost], y[lost], points, distance)
-        moved = np.flatnonzero(behind != before)
-        behind, moved = behind[moved], rows[moved]
-        self._behind[moved] = behind
-        self._reward[moved] = self._rest[moved] + _terms(behind)
-        return len(moved) - int(np.count_nonzero(self._accepted.take(moved)))
+        changed = np.flatnonzero(behind != before)
+        moved = rows[changed]
+        self._behind[moved] = behind[changed]
+        moved = moved[~self._accepted.take(moved)]
+        self._reward[moved] = self._rest[moved] + _terms(self._behind[moved])
+        return len(moved)
 
     def _hold(self, rows: Places, frontier: Frontier, points: Vector) -> int:
         """Judge those that no point dominated so far."""

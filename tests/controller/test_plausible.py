@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.applying import undone
 from controller.knowledge import moved_by, restore, stored
 from controller.plausible import check_learned
 from controller.tuning import Tuning
@@ -78,6 +79,11 @@ def test_an_information_matrix_that_is_none_is_refused() -> None:
     state["fits"]["infer"]["information"][1] = 1e9
     with pytest.raises(InvalidInput, match="information"):
         restore(VIEW, state, [], TUNING)
+
+
+def test_a_rollback_long_after_the_last_observation_leaves_a_state_that_can_be_read() -> None:
+    later = KNOWLEDGE.learned.peaks.updated_s + 7200.0
+    check_learned(undone(KNOWLEDGE, KNOWLEDGE.learned.round, later, TUNING).learned)
 
 
 def test_what_another_clock_wrote_is_believed_after_it_was_moved() -> None:

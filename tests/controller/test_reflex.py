@@ -11,6 +11,7 @@ from controller.model import ServiceCurve
 from controller.reflex import (
     Queues,
     freeze,
+    frozen,
     look_every_s,
     queue_threshold_s,
     react,
@@ -289,3 +290,13 @@ def test_nothing_wakes_it_where_nothing_waits_and_nothing_is_foreseen() -> None:
     assert wakes(LEARNED, VIEW, alarming, TUNING)
     assert wakes(foreseeing, VIEW, gauges(), TUNING)
     assert not wakes(foreseeing, VIEW, alarming, replace(TUNING, reflex=False))
+
+
+def test_a_freeze_ends_and_one_that_no_controller_can_have_written_is_none() -> None:
+    held = freeze(LEARNED, 300.0, TUNING)
+    assert frozen(held, 300.0)
+    assert not frozen(held, 300.0 + TUNING.freeze_s)
+    assert freeze(held, 290.0, TUNING) == held
+    absurd = replace(LEARNED, frozen_until_s=4e9)
+    assert not frozen(absurd, 300.0)
+    assert freeze(absurd, 300.0, TUNING) == held
