@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from sair.errors import SairError
 from sair.kube.client import Api, PatchKind
 from sair.kube.resources import DEPLOYMENTS, HPAS, PIPELINES, SCALEDOBJECTS
 from tests.controller.fleets import Running, RunningFleet
-from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually, installed
+from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually
 from tests.e2e.cluster.control_plane import ControlPlane
 from tests.fakes.api_proxy import ApiProxy, Reset
 
@@ -63,21 +62,6 @@ async def served(api: Api) -> bool:
     except SairError:
         return False
     return True
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
-@pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"fleet-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
 
 
 @pytest_asyncio.fixture

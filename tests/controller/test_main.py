@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -17,9 +16,8 @@ import pytest
 import pytest_asyncio
 
 from controller.memory.store import Store
-from sair.kube.client import Api
 from sair.kube.resources import LEASES
-from tests.controller.stages import SERVICE_ACCOUNT, WAIT_S, Stages, eventually, installed
+from tests.controller.stages import SERVICE_ACCOUNT, WAIT_S, Stages, eventually
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
@@ -27,21 +25,12 @@ pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certif
 COMMAND = (sys.executable, "-c", "from sair.cli import main; main()", "controller", "run")
 
 
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
 @pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"main-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
-        with contextlib.suppress(Exception):
-            await api.delete(LEASES.path("sair-system", "sair-controller"))
+async def stages(stages: Stages) -> AsyncIterator[Stages]:
+    """Without the Lease of the controllers that ran."""
+    yield stages
+    with contextlib.suppress(Exception):
+        await stages.api.delete(LEASES.path("sair-system", "sair-controller"))
 
 
 class Process:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from sair.kube.client import Api, PatchKind
 from sair.kube.patch import merge_patch_annotations
 from sair.kube.resources import EVENTS, PIPELINES, PODS
 from tests.controller.fleets import Running, RunningFleet
-from tests.controller.stages import EXTENDER, SERVICE_ACCOUNT, Stages, eventually, installed, task
+from tests.controller.stages import EXTENDER, SERVICE_ACCOUNT, Stages, eventually, task
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
@@ -40,21 +39,6 @@ app = typer.Typer()
 app.command()(rollback)
 
 Command = Callable[..., Coroutine[Any, Any, Result]]
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
-@pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"rollback-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
 
 
 @pytest_asyncio.fixture

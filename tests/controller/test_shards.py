@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,19 +17,13 @@ from sair.kube.client import Api
 from sair.kube.election import ElectionTiming
 from sair.kube.lease import Leadership
 from sair.kube.resources import LEASES
-from tests.controller.stages import SERVICE_ACCOUNT, eventually, installed
+from tests.controller.stages import SERVICE_ACCOUNT, eventually
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
 
 NAMESPACE, NAME = "sair-system", "sair-controller"
 TIMING = ElectionTiming(lease_s=3, renew_deadline_s=2.0, retry_s=0.2)
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
 
 
 @pytest_asyncio.fixture

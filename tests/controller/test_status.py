@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import cast
 
@@ -28,25 +27,10 @@ from sair.pipeline import Condition, Metadata, Pipeline, PipelineStatus
 from sair.quantities import Mebibytes, Millicores
 from tests.controller.fleets import Running, RunningFleet
 from tests.controller.situations import chain, observation
-from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually, installed
+from tests.controller.stages import SERVICE_ACCOUNT, Stages, eventually
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
-@pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"status-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
 
 
 @pytest_asyncio.fixture

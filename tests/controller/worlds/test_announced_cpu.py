@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,36 +17,15 @@ from controller.memory.store import Store
 from controller.metrics import ControllerMetrics
 from controller.state import Action, Allocation, StageDelta
 from controller.status import StatusWriter
-from sair.kube.client import Api, PatchKind
+from sair.kube.client import PatchKind
 from sair.kube.events import Recorder
 from sair.kube.resources import PIPELINES
 from sair.quantities import Millicores
-from tests.controller.stages import Stages, eventually, installed
+from tests.controller.stages import Stages, eventually
 from tests.controller.worlds.opening import Opened, apply, opening, ready
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
-@pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"announced-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
-
-
-@pytest_asyncio.fixture
-async def opened(cluster: ControlPlane) -> AsyncIterator[Opened]:
-    async with opening(cluster) as one:
-        yield one
 
 
 @pytest_asyncio.fixture

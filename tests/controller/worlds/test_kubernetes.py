@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 
 from controller.state import KnobOutcome
 from controller.worlds.wishing import write_rates
@@ -18,34 +16,13 @@ from sair.kube.client import Api, PatchKind, Raw
 from sair.kube.patch import merge_patch_annotations
 from sair.kube.resources import DEPLOYMENTS, PIPELINES, PODS
 from sair.quantities import GpuRate, Millicores
-from tests.controller.stages import EXTENDER, Stages, eventually, installed
-from tests.controller.worlds.opening import Opened, apply, opening, ready
+from tests.controller.stages import EXTENDER, Stages, eventually
+from tests.controller.worlds.opening import Opened, apply, ready
 from tests.e2e.cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
 
 GPU = {"gpu-rate": "0.3"}
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
-@pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"world-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
-
-
-@pytest_asyncio.fixture
-async def opened(cluster: ControlPlane) -> AsyncIterator[Opened]:
-    async with opening(cluster) as one:
-        yield one
 
 
 async def changes(api: Api, path: str, after: str) -> AsyncIterator[Raw]:

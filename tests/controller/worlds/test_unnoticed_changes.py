@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from controller.granting import granted_of
 from controller.state import Allocation, KnobOutcome
-from sair.kube.client import Api, PatchKind
+from sair.kube.client import PatchKind
 from sair.kube.resources import DEPLOYMENTS
 from sair.quantities import Millicores
-from tests.controller.stages import Stages, eventually, installed
-from tests.controller.worlds.opening import Opened, apply, opening, ready
-from tests.e2e.cluster.control_plane import ControlPlane
+from tests.controller.stages import Stages, eventually
+from tests.controller.worlds.opening import Opened, apply, ready
 
 pytestmark = pytest.mark.blocking_allowed  # reading a kubeconfig and its certificates, once
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with installed(control_plane):
-        yield control_plane
-
-
-@pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"unnoticed-{secrets.token_hex(3)}") as standing,
-    ):
-        yield standing
-
-
-@pytest_asyncio.fixture
-async def opened(cluster: ControlPlane) -> AsyncIterator[Opened]:
-    async with opening(cluster) as one:
-        yield one
 
 
 async def test_what_somebody_changed_since_the_last_look_at_metrics_is_rolled_back(
