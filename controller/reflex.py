@@ -32,6 +32,7 @@ from controller.tuning import Tuning
 __all__ = [
     "SAME_MOMENT_S",
     "Queues",
+    "acted_since",
     "freeze",
     "frozen",
     "look_every_s",
@@ -358,6 +359,11 @@ def queue_threshold_s(view: PipelineView, tuning: Tuning) -> float:
 def frozen(learned: Learned, now: float) -> bool:
     """No downward step yet. What lies further ahead than anything freezes for was written by no controller, and is no freeze."""
     return now < learned.frozen_until_s <= now + _FREEZE_MOST_S
+
+
+def acted_since(learned: Learned, since_s: float, now: float, tuning: Tuning) -> bool:
+    """The reflex moved a knob after a moment. As above, of what lies too far ahead nothing is concluded."""
+    return since_s + tuning.freeze_s < learned.frozen_until_s <= now + _FREEZE_MOST_S
 
 
 def freeze(learned: Learned, now: float, tuning: Tuning) -> Learned:

@@ -38,6 +38,7 @@ from controller.plausible import RATE_MOST, RESIDUAL_MOST, plausible_rate
 from controller.policies.in_context import decide
 from controller.prediction import PipelineModel
 from controller.probing import epsilon, forced_probe
+from controller.reflex import acted_since
 from controller.refusing import admitted
 from controller.reward import foresaw, outcome_of, reward_terms
 from controller.state import (
@@ -83,7 +84,7 @@ def observe(knowledge: Knowledge, view: PipelineView, observation: Observation, 
     A window in which the reflex moved a knob measures two allocations at once and does not count for service times.
     """
     learned, now = knowledge.learned, observation.time_s
-    moved = now - observation.window_s < learned.frozen_until_s - tuning.freeze_s <= now + tuning.interval_s
+    moved = acted_since(learned, now - observation.window_s, now, tuning)
     fits = dict(learned.fits)
     for stage in observation.stages:
         fit = fits.get(stage.name)

@@ -92,10 +92,11 @@ class Course:
         return slice(round(since_s / GRAIN_S), last)
 
 
-def setup_of(pipeline: str, wrong_prior: bool = False) -> PipelineSetup:
-    """A pipeline, possibly behaving otherwise than its user believes."""
+def setup_of(pipeline: str, *, wrong_prior: bool = False, fixed_share: bool = False) -> PipelineSetup:
+    """A pipeline, possibly behaving otherwise than its user believes, possibly with GPU shares that stay as the user wrote them."""
     setup = pipeline_named(pipeline)
-    return with_wrong_prior(setup) if wrong_prior else setup
+    setup = with_wrong_prior(setup) if wrong_prior else setup
+    return _with_fixed_shares(setup) if fixed_share else setup
 
 
 def series_of(pipeline: str, workload: str, duration_s: float, seed: int, stops_s: float | None = None) -> RateSeries:
@@ -136,9 +137,8 @@ def run(job: Run) -> Course:
 
 @lru_cache(maxsize=64)
 def _run(job: Run) -> tuple[Course, Knowledge]:
-    setup = replace(setup_of(job.pipeline, job.wrong_prior), preference=job.preference)
-    if job.fixed_share:
-        setup = _with_fixed_shares(setup)
+    setup = setup_of(job.pipeline, wrong_prior=job.wrong_prior, fixed_share=job.fixed_share)
+    setup = replace(setup, preference=job.preference)
     series = series_of(job.pipeline, job.workload, job.duration_s, job.seed, job.stops_s)
     if job.oversized > 1:
         fitting = size(Static(job.pipeline, job.workload, job.duration_s, job.seed, job.settled_s))[1]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from benchmarks.learning import suites
+from benchmarks.learning.ablations import ablations_jobs
 from benchmarks.learning.bars import BARS, Job, Results
-from benchmarks.learning.runs import GRAIN_S, Course, Run, bursts, series_of
+from benchmarks.learning.runs import GRAIN_S, Course, Run, bursts, series_of, setup_of
+from controller.method import Method
 
 SEEDS = (501, 502)
 
@@ -84,3 +86,15 @@ def test_against_mpc_a_run_counts_from_where_its_own_bar_judges_it(suite: str, j
     usd = np.concatenate([np.full(round(found / GRAIN_S), 1.0), even[job].usd[round(found / GRAIN_S) :]])
     dear_before = {**even, job: replace(even[job], usd=usd)}
     assert BARS["mpc"].judge(dear_before, SEEDS).lines == BARS["mpc"].judge(even, SEEDS).lines
+
+
+def test_every_piece_that_is_taken_away_can_be_chosen_by_a_setting() -> None:
+    taken = {name for change in suites.ABLATIONS.values() for name, _ in change}
+    assert taken <= {each.name for each in fields(Method)}
+    whole, without = ablations_jobs([1])[:4], ablations_jobs([1])[4:]
+    assert len(without) == len(whole) * (len(suites.ABLATIONS) + 1)
+    assert len({*whole, *without}) == len(whole) + len(without), "each differs from the whole and from every other"
+    fixed = setup_of("image-classification", fixed_share=True)
+    for stage in fixed.stages:
+        if stage.initial.gpu_rate is not None:
+            assert stage.limits.gpu_milli_min == stage.limits.gpu_milli_max == stage.initial.gpu_rate.milli

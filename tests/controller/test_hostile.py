@@ -162,6 +162,15 @@ def test_an_absurd_rate_in_the_very_first_window_keeps_no_replica_once_it_is_ove
     assert rounds.observe(begin(VIEW), VIEW, busy, TUNING).learned.peaks.recent[-1][1] == pytest.approx(400.0, rel=0.1)
 
 
+def test_a_p99_of_next_to_nothing_leaves_a_state_that_can_be_read() -> None:
+    knowledge = experienced(observation(WIDE))
+    for turn in range(20):
+        seen = observation(WIDE, time_s=330.0 + 30.0 * turn, p99_s=5e-324, completed=600)
+        knowledge, _ = rounds.take_in(knowledge, VIEW, seen, TUNING)
+    assert knowledge.learned.residual < 0.0
+    check_learned(knowledge.learned)
+
+
 def test_a_burst_of_ten_times_the_usual_rate_is_believed() -> None:
     knowledge = experienced(observation(WIDE))
     burst = observation(WIDE, time_s=330.0, arrivals_per_s=400.0, arrivals_peak_per_s=400.0)

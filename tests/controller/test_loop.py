@@ -9,6 +9,7 @@ import pytest
 
 from controller.decision import Proposal
 from controller.explain import explain
+from controller.journal import RoundReport
 from controller.knowledge import Knowledge, Refusal
 from controller.llm.client import ModelClient
 from controller.llm.policy import Judge, LlmPolicy
@@ -224,22 +225,25 @@ class Slow(LlmPolicy):
         return Proposal(changing.action, "llm", "it looked right then", changing.number)
 
 
+async def scaled_by_somebody(world: SimulatedWorld) -> None:
+    now = (await world.allocations(KEY))["preprocess"]
+    more = replace(now, replicas=now.replicas % 10 + 1)
+    await world.apply(KEY, {"preprocess": more}, reason="somebody else")
+
+
+async def held_rounds(world: SimulatedWorld, store: Store, model: Slow, until_s: float) -> list[RoundReport]:
+    """Those in which the model was asked: all of them held."""
+    watcher = await run(world, store, until_s, model)
+    await model.close()
+    asked = [report for report in watcher.reports if report.decision and report.decision.policy != "probe"]
+    assert asked
+    assert {(each.decision.policy, each.decision.action) for each in asked if each.decision} == {("hold", HOLD)}
+    return asked
+
+
 async def test_a_models_reply_is_discarded_where_the_state_has_moved_meanwhile(store: Store) -> None:
     world = simulated()
-
-    async def somebody_scales() -> None:
-        now = (await world.allocations(KEY))["preprocess"]
-        more = replace(now, replicas=now.replicas % 10 + 1)
-        await world.apply(KEY, {"preprocess": more}, reason="somebody else")
-
-    model = Slow(somebody_scales)
-    watcher = await run(world, store, 200, model)
-    await model.close()
-    decided = [report for report in watcher.reports if report.decision and report.decision.policy != "probe"]
-    assert decided
-    for report in decided:
-        assert report.decision is not None
-        assert (report.decision.policy, report.decision.action) == ("hold", HOLD)
+    for report in await held_rounds(world, store, Slow(lambda: scaled_by_somebody(world)), 200):
         assert report.fallback == "the reply came too late: the allocation changed while the model was asked"
         assert report.discarded
 
@@ -247,19 +251,12 @@ async def test_a_models_reply_is_discarded_where_the_state_has_moved_meanwhile(s
 async def test_where_the_state_has_moved_while_a_model_failed_the_failure_is_told(store: Store) -> None:
     world = simulated()
 
-    async def somebody_scales() -> None:
-        now = (await world.allocations(KEY))["preprocess"]
-        await world.apply(KEY, {"preprocess": replace(now, replicas=now.replicas % 10 + 1)}, reason="somebody else")
+    async def scaled_and_unanswered() -> None:
+        await scaled_by_somebody(world)
         raise ModelUnavailable("no answer within 20 s")
 
-    model = Slow(somebody_scales)
-    watcher = await run(world, store, 100, model)
-    await model.close()
-    decided = [report for report in watcher.reports if report.decision and report.decision.policy != "probe"]
-    assert decided
-    for report in decided:
+    for report in await held_rounds(world, store, Slow(scaled_and_unanswered), 100):
         assert report.decision is not None
-        assert (report.decision.policy, report.decision.action) == ("hold", HOLD)
         assert report.decision.reason == "the allocation changed while the language model was asked"
         assert (report.fallback, report.discarded) == ("no answer within 20 s", False)
 

@@ -10,6 +10,7 @@ from controller.knowledge import Learned
 from controller.model import ServiceCurve
 from controller.reflex import (
     Queues,
+    acted_since,
     freeze,
     frozen,
     look_every_s,
@@ -297,6 +298,9 @@ def test_a_freeze_ends_and_one_that_no_controller_can_have_written_is_none() -> 
     assert frozen(held, 300.0)
     assert not frozen(held, 300.0 + TUNING.freeze_s)
     assert freeze(held, 290.0, TUNING) == held
+    assert acted_since(held, 290.0, 305.0, TUNING)
+    assert not acted_since(held, 300.0, 315.0, TUNING)
     absurd = replace(LEARNED, frozen_until_s=4e9)
     assert not frozen(absurd, 300.0)
+    assert not acted_since(absurd, 290.0, 305.0, TUNING)
     assert freeze(absurd, 300.0, TUNING) == held

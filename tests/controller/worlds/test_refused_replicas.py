@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from aiohttp import web
 from controller.cost import Prices, effective_cost
 from controller.state import KnobOutcome
 from sair.errors import SairError
-from sair.kube.client import Api, PatchKind
+from sair.kube.client import PatchKind
 from sair.kube.resources import PODS
 from sair.serving import serve
 from tests.controller.stages import Exporter, Stages, eventually, installed, task
@@ -41,13 +40,10 @@ def cluster() -> Iterator[ControlPlane]:
 
 
 @pytest_asyncio.fixture
-async def stages(cluster: ControlPlane) -> AsyncIterator[Stages]:
-    async with (
-        await Api.from_environment(cluster.kubeconfig) as api,
-        Stages(api, f"refused-{secrets.token_hex(3)}") as standing,
-        task(kubelet(standing)),
-    ):
-        yield standing
+async def stages(stages: Stages) -> AsyncIterator[Stages]:
+    """Whose pods a kubelet runs."""
+    async with task(kubelet(stages)):
+        yield stages
 
 
 @pytest_asyncio.fixture
